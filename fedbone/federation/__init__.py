@@ -1,0 +1,1 @@
+"""Hospitals, strategies, rounds and the comparison with pooled and local-only training."""

@@ -1,0 +1,64 @@
+"""Films ready for a model, and the hospital that holds them.
+
+Images: uint8 (N, S, S), bone bright; a batch becomes float32 (B, 1, S, S) in [0, 1] in ``fedbone.model.training``.
+Keypoints: float32 (N, K, 3) = x, y, visibility in array pixels (index coordinates); visibility 0 = not labelled,
+1 = hidden, 2 = visible, in COCO's order of joints. A joint with visibility 0 never enters a loss or a metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FilmSet:
+    """N films of one hospital.
+
+    images (N, S, S) uint8; keypoints (N, K, 3) float32, the hospital's own labels; spacing_mm (N, 2) float32, x and y
+    millimetres per array pixel, NaN where unknown; patients: one pseudonym per film; truth: (N, K, 3) float32 with
+    every visible joint, also those the hospital does not label (simulated films only, else None).
+    """
+
+    images: np.ndarray
+    keypoints: np.ndarray
+    spacing_mm: np.ndarray
+    patients: tuple[str, ...]
+    truth: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: np.ndarray) -> FilmSet:
+        """The films at ``index`` (any numpy index over films)."""
+        truth = None if self.truth is None else self.truth[index]
+        patients = tuple(np.asarray(self.patients, dtype=object)[index])
+        return FilmSet(self.images[index], self.keypoints[index], self.spacing_mm[index], patients, truth)
+
+
+@dataclass(frozen=True)
+class HospitalData:
+    """What one hospital trains and tests on. ``joints``: K names, the same at every hospital of a federation."""
+
+    name: str
+    joints: tuple[str, ...]
+    train: FilmSet
+    test: FilmSet
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(K,) bool: joints that this hospital labels on at least one training film (public in the federation)."""
+        return (self.train.keypoints[..., 2] > 0).any(axis=0)
+
+
+def pool(sets: list[FilmSet]) -> FilmSet:
+    """All films of several hospitals in one set: what the law forbids in reality, kept here as the yardstick."""
+    truths = [s.truth for s in sets]
+    return FilmSet(
+        np.concatenate([s.images for s in sets]),
+        np.concatenate([s.keypoints for s in sets]),
+        np.concatenate([s.spacing_mm for s in sets]),
+        tuple(p for s in sets for p in s.patients),
+        None if any(t is None for t in truths) else np.concatenate(truths),
+    )

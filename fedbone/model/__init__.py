@@ -1,0 +1,1 @@
+"""HRNet, its losses, decoding, metrics and the one training loop."""

@@ -1,0 +1,1 @@
+"""Differential privacy: the mechanism and its accounting."""
