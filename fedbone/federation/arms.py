@@ -1,0 +1,190 @@
+"""Federated, pooled and local-only training side by side, each in a process of its own with one thread.
+
+Every arm sees the same number of film presentations per film, so that differences come from who sees which films.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait as wait_for_exit
+from pathlib import Path
+
+import numpy as np
+
+from fedbone.config import Profile
+from fedbone.federation.evaluation import Predictions, evaluate, predict_all
+from fedbone.federation.hospital import Hospital
+from fedbone.federation.rounds import RoundRecord, initial_vector, run_rounds
+from fedbone.imaging.dataset import FilmSet, HospitalData, pool
+from fedbone.model.hrnet import build
+from fedbone.model.training import Trainer, train_round
+from fedbone.vectors import load_vector, to_vector
+
+Progress = Callable[[int, int, str], None]
+CURVE_POINTS = 6  # evaluations on the test films along a run, for the figure alone: nothing is selected by them
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """name: federated, pooled or the hospital of a local-only model; curve: rows {round, pck_0_05, mre_px}."""
+
+    name: str
+    vector: np.ndarray
+    predictions: Predictions
+    history: list[RoundRecord]
+    curve: list[dict]
+    cpu_seconds: float
+
+
+class _Monitor:
+    """What an arm does after each round: report progress, write scalars, now and then look at the test films."""
+
+    def __init__(self, arm: str, hospitals: list[HospitalData], profile: Profile, log_dir: Path | None, tick) -> None:
+        self.arm, self.hospitals, self.profile, self.tick = arm, hospitals, profile, tick
+        self.model = build(profile.preset, len(hospitals[0].joints))
+        self.curve: list[dict] = []
+        self.every = max(1, profile.rounds // CURVE_POINTS)
+        self.writer = None
+        if log_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter  # three seconds of imports that only a log needs
+
+            self.writer = SummaryWriter(str(log_dir / arm))
+
+    def after_round(self, index: int, vector: np.ndarray, losses: dict[str, float]) -> None:
+        last = index == self.profile.rounds - 1
+        scalars = {f"loss/{name}": value for name, value in losses.items()}
+        if last or (index + 1) % self.every == 0:
+            load_vector(self.model, vector)
+            metrics = evaluate(predict_all(self.model, self.hospitals, self.profile), self.hospitals)
+            row = {name: metrics[name] for name in ("pck_0_05", "mre_px")}
+            self.curve.append({"round": index + 1, **row})
+            scalars |= {f"test/{name}": value for name, value in row.items()}
+        if self.writer:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, index + 1)
+            self.writer.flush()
+        self.tick(self.arm)
+
+
+def run_arm(
+    arm: str, hospitals: list[HospitalData], profile: Profile, seed: int, log_dir: Path | None, tick
+) -> ArmResult:
+    """Train one arm and predict all test films. ``tick(arm)`` is called after each round."""
+    started = time.process_time()
+    own = [h for h in hospitals if arm in ("federated", "pooled", h.name)]
+    monitor = _Monitor(arm, own if arm == own[0].name else hospitals, profile, log_dir, tick)
+    if arm == "federated":
+        workers = [Hospital(h, profile) for h in hospitals]
+        vector, history = run_rounds(
+            workers, profile, seed, on_round=lambda row, v: monitor.after_round(row.round, v, row.losses)
+        )
+    else:
+        vector, history = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor), []
+    model = build(profile.preset, len(own[0].joints))
+    load_vector(model, vector)
+    predictions = predict_all(model, hospitals, profile)
+    return ArmResult(arm, vector, predictions, history, monitor.curve, time.process_time() - started)
+
+
+def _train_alone(films: FilmSet, joints: int, profile: Profile, seed: int, monitor: _Monitor) -> np.ndarray:
+    """Ordinary training: one optimiser that keeps its state, from the same first model as the federation."""
+    model = build(profile.preset, joints)
+    load_vector(model, initial_vector(profile, joints, seed))
+    trainer = Trainer(model, profile)
+    for index in range(profile.rounds):
+        losses = train_round(trainer, films, index, [seed, index])
+        monitor.after_round(index, to_vector(model), {monitor.arm: losses[-1]})
+    return to_vector(model)
+
+
+def run_arms(
+    arms: list[str],
+    hospitals: list[HospitalData],
+    profile: Profile,
+    seed: int = 0,
+    log_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, ArmResult]:
+    """All ``arms``; on the CPU in as many one-thread processes as there are cores, on a GPU one after the other.
+
+    ``progress(done, total, text)`` counts finished rounds over all arms. Interrupting stops the processes.
+    """
+    total, done = len(arms) * profile.rounds, 0
+
+    def tick(arm: str) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total, arm)
+
+    if profile.device != "cpu" or len(arms) == 1:
+        return {arm: run_arm(arm, hospitals, profile, seed, log_dir, tick) for arm in arms}
+    context = multiprocessing.get_context("spawn")
+    ticks = context.Queue()
+    workers = min(len(arms), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(ticks,)) as executor:
+        try:
+            futures = {a: executor.submit(_run_in_worker, a, hospitals, profile, seed, log_dir) for a in arms}
+            _follow(list(futures.values()), ticks, tick)
+        except BaseException:  # an interrupt must not leave processes training for nobody
+            executor.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        return {arm: future.result() for arm, future in futures.items()}
+
+
+def _follow(futures: list[Future], ticks, tick: Callable[[str], None]) -> None:
+    """Pass the workers' ticks on until all are done; raise the first error at once."""
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, timeout=0.2)
+        for future in finished:
+            future.result()
+        while not ticks.empty():
+            tick(ticks.get())
+
+
+_ticks = None  # the worker's end of the progress queue
+
+
+def _start_worker(ticks) -> None:
+    global _ticks
+    _ticks = ticks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not print tracebacks too
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A killed parent cannot stop its workers: they watch it."""
+    wait_for_exit([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _run_in_worker(arm: str, hospitals: list[HospitalData], profile: Profile, seed: int, log_dir: Path | None):
+    return run_arm(arm, hospitals, profile, seed, log_dir, _ticks.put)
+
+
+def presentations(hospitals: list[HospitalData], profile: Profile) -> int:
+    """Film presentations of the federated arm, and of the pooled one: films x local epochs x rounds."""
+    return sum(len(h.train) for h in hospitals) * profile.local_epochs * profile.rounds
+
+
+def rounds_for(films: int, profile: Profile) -> Profile:
+    """The profile with enough rounds for a small collection: at least TARGET presentations, at most 100 rounds.
+
+    With fewer films a round has fewer steps. The decay per round is eased so that the rate ends where it did.
+    """
+    rounds = min(MOST_ROUNDS, max(profile.rounds, -(-TARGET_PRESENTATIONS // films)))
+    return replace(profile, rounds=rounds, round_decay=profile.round_decay ** (profile.rounds / rounds))
+
+
+TARGET_PRESENTATIONS = 12_000
+MOST_ROUNDS = 100

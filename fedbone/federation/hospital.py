@@ -1,0 +1,63 @@
+"""A hospital: the only place where films meet a model. What leaves it is an ``Update``.
+
+The same ``local_update`` runs in a notebook's loop, in a worker process and in a deployment.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedbone.config import Profile
+from fedbone.imaging.dataset import HospitalData
+from fedbone.model.hrnet import build
+from fedbone.model.training import Trainer, train_round
+from fedbone.vectors import load_vector, to_vector
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTask:
+    """What the server asks for in one round."""
+
+    round: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a hospital returns: delta (P,) float32 and, per joint, whether it labels it (K public booleans).
+
+    ``report`` (losses) stays at the hospital unless its policy releases it; the server never needs it.
+    """
+
+    delta: np.ndarray
+    labelled_joints: np.ndarray
+    report: dict = field(repr=False)
+
+
+class Hospital:
+    """Films that stay, and the model they train in place."""
+
+    def __init__(self, data: HospitalData, profile: Profile) -> None:
+        self.data, self.profile = data, profile
+        self._model = build(profile.preset, len(data.joints))
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    def local_update(self, global_vector: np.ndarray, task: RoundTask) -> Update:
+        """Train from ``global_vector`` (P,) for the local epochs of one round and return the difference.
+
+        A fresh optimiser each round: nothing of the hospital survives between rounds. Raises ValueError when the
+        vector does not fit the model or when training diverged to NaN.
+        """
+        load_vector(self._model, global_vector)
+        words = [task.seed, zlib.crc32(self.name.encode()), task.round]
+        losses = train_round(Trainer(self._model, self.profile), self.data.train, task.round, words)
+        delta = to_vector(self._model) - global_vector
+        if not np.isfinite(delta).all():
+            raise ValueError(f"{self.name}: training diverged in round {task.round} (NaN in the update)")
+        return Update(delta, self.data.labelled, {"losses": losses, "films": len(self.data.train)})

@@ -1,0 +1,62 @@
+"""The loop of a federation: broadcast, train at each hospital, aggregate, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedbone.config import Profile
+from fedbone.federation.hospital import Hospital, RoundTask
+from fedbone.federation.strategies import ServerMomentum, aggregate, equal_weights, weighted_mean
+from fedbone.model.hrnet import build
+from fedbone.privacy.dp import GaussianNoise
+from fedbone.vectors import layout_of, sha256, to_vector
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One row of the history: the public facts of a round, and the hospitals' losses (shown only because simulated)."""
+
+    round: int
+    vector_sha256: str
+    update_norm: float
+    losses: dict[str, float]
+
+
+OnRound = Callable[[RoundRecord, np.ndarray], None]
+
+
+def initial_vector(profile: Profile, joints: int, seed: int) -> np.ndarray:
+    """The model that the server sends out first."""
+    return to_vector(build(profile.preset, joints, seed))
+
+
+def run_rounds(
+    hospitals: list[Hospital],
+    profile: Profile,
+    seed: int = 0,
+    noise: GaussianNoise | None = None,
+    on_round: OnRound | None = None,
+) -> tuple[np.ndarray, list[RoundRecord]]:
+    """``profile.rounds`` rounds with all hospitals; returns the final global vector (P,) and the history.
+
+    The order of ``hospitals`` does not matter. ``on_round`` is called after each round with its record and the vector.
+    """
+    hospitals = sorted(hospitals, key=lambda h: h.name)
+    joints = len(hospitals[0].data.joints)
+    layout = layout_of(build(profile.preset, joints))
+    vector, weights = initial_vector(profile, joints, seed), equal_weights(len(hospitals))
+    server, history = ServerMomentum(profile.server_momentum), []
+    for index in range(profile.rounds):
+        updates = [h.local_update(vector, RoundTask(index, seed)) for h in hospitals]
+        deltas = [noise.prepare(u.delta) if noise else u.delta for u in updates]
+        mean = weighted_mean(deltas, weights)
+        mean = noise.add(mean) if noise else mean
+        vector = server.step(vector, aggregate(mean, [u.labelled_joints for u in updates], weights, layout))
+        losses = {h.name: u.report["losses"][-1] for h, u in zip(hospitals, updates, strict=True)}
+        history.append(RoundRecord(index, sha256(vector), float(np.linalg.norm(mean)), losses))
+        if on_round:
+            on_round(history[-1], vector)
+    return vector, history
