@@ -1,0 +1,169 @@
+"""``python -m fedbone federate`` and notebook 05: train the arms on a folder of hospitals and write the results."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fedbone.config import Profile, get_profile
+from fedbone.federation.arms import ArmResult, Progress, presentations, rounds_for, run_arms
+from fedbone.federation.evaluation import evaluate, paired_difference
+from fedbone.files import write_atomic, write_json
+from fedbone.imaging.dataset import HospitalData
+from fedbone.imaging.folder import load_hospitals
+from fedbone.model.hrnet import build, save_model
+from fedbone.vectors import load_vector, sha256
+
+SCHEMA_VERSION = 1
+
+
+def results(
+    arms: dict[str, ArmResult], hospitals: list[HospitalData], profile: Profile, seed: int, data: str, seconds: float
+) -> dict:
+    """The content of results.json; every key is always there, null where an arm was not run.
+
+    data: sample, generated or own. seconds: wall time of the training.
+    """
+    scored = {name: evaluate(arm.predictions, hospitals) for name, arm in arms.items()}
+    local = {h.name: _own(scored.get(h.name), h.name) for h in hospitals}
+    federated = arms.get("federated")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "profile": profile.name,
+        "data": data,
+        "seed": seed,
+        "rounds": profile.rounds,
+        "presentations": presentations(hospitals, profile),
+        "joints": list(hospitals[0].joints),
+        "size_px": int(hospitals[0].train.images.shape[-1]),
+        "n_train": {h.name: len(h.train) for h in hospitals},
+        "n_test": {h.name: len(h.test) for h in hospitals},
+        "pooled": scored.get("pooled"),
+        "federated": scored.get("federated"),
+        "local": local,
+        "federated_minus_local": {h.name: _gain(arms, h) for h in hospitals},
+        "vector_sha256": sha256(federated.vector) if federated else None,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if profile.device == "cuda" else "cpu",
+        "seconds": round(seconds, 1),
+    }
+
+
+def _own(metrics: dict | None, hospital: str) -> dict | None:
+    """A local-only model is judged by its own hospital's films: it never saw the other joints."""
+    if metrics is None:
+        return None
+    own = metrics["per_hospital"][hospital]
+    return {**own, "pck_0_05_unlabelled": None, "per_hospital": {hospital: own}}
+
+
+def _gain(arms: dict[str, ArmResult], hospital: HospitalData) -> dict | None:
+    """Error of the federated minus the local-only model on the hospital's own test films, with its interval."""
+    name = hospital.name
+    if "federated" not in arms or name not in arms:
+        return None
+    first, second = (arms[arm].predictions[name] for arm in ("federated", name))
+    return paired_difference(first, second, hospital.test)
+
+
+def history_csv(arm: ArmResult) -> bytes:
+    """One row a round: round, vector_sha256, update_norm, and the loss of each hospital."""
+    names = sorted(arm.history[0].losses)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["round", "vector_sha256", "update_norm", *(f"loss_{name}" for name in names)])
+    for row in arm.history:
+        table.writerow([row.round, row.vector_sha256, row.update_norm, *(row.losses[name] for name in names)])
+    return text.getvalue().encode()
+
+
+def federate(
+    hospitals: list[HospitalData],
+    profile: Profile,
+    out: Path,
+    *,
+    seed: int = 0,
+    data: str = "own",
+    compare: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, dict[str, ArmResult]]:
+    """Train, and write model.safetensors, history.csv and results.json into ``out``; returns (results, arms).
+
+    compare: also pooled and local-only training, with the same number of presentations of each film.
+    """
+    names = ["federated", "pooled", *(h.name for h in hospitals)] if compare else ["federated"]
+    started = time.monotonic()
+    arms = run_arms(names, hospitals, profile, seed, out / "tensorboard", progress)
+    summary = results(arms, hospitals, profile, seed, data, time.monotonic() - started)
+    model = build(profile.preset, len(hospitals[0].joints))
+    load_vector(model, arms["federated"].vector)
+    meta = {"joints": summary["joints"], "size_px": summary["size_px"], "rounds": profile.rounds, "seed": seed}
+    save_model(out / "model.safetensors", model, **meta)
+    write_atomic(out / "history.csv", history_csv(arms["federated"]))
+    write_json(out / "results.json", summary)
+    return summary, arms
+
+
+def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | None) -> Profile:
+    """Rounds for a reader's own films: as asked, else enough for a small collection."""
+    return profile if rounds else rounds_for(sum(len(h.train) for h in hospitals), profile)
+
+
+def main(args: argparse.Namespace) -> int:
+    """The ``federate`` command: 0 when the results were written. Films that were left out are named on stderr."""
+    changes = {"rounds": args.rounds} if args.rounds else {}
+    profile = get_profile(args.profile, **changes)
+    size_px = args.size or profile.own_size_px
+    with tqdm(unit="film", desc="reading films") as bar:
+        hospitals, problems = load_hospitals(
+            Path(args.data), size_px, args.seed, args.split_by_file, progress=bar_progress(bar)
+        )
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    profile = own_profile(hospitals, profile, args.rounds)
+    print(f"{describe(hospitals)}; {profile.rounds} rounds at {size_px} px", file=sys.stderr)
+    with tqdm(unit="round", desc="training") as bar:
+        summary, _ = federate(
+            hospitals, profile, Path(args.out), seed=args.seed, compare=args.compare, progress=bar_progress(bar)
+        )
+    print(report(summary, len(problems), Path(args.out)))
+    return 0
+
+
+def bar_progress(bar: tqdm) -> Progress:
+    """A progress callback that moves ``bar``."""
+
+    def progress(done: int, total: int, text: str) -> None:
+        bar.total = total
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(done - bar.n)
+
+    return progress
+
+
+def describe(hospitals: list[HospitalData]) -> str:
+    """One line: who has how many films."""
+    return ", ".join(f"{h.name}: {len(h.train)} training and {len(h.test)} test films" for h in hospitals)
+
+
+def report(summary: dict, left_out: int, out: Path) -> str:
+    """The end of a run in words: error of each arm, films left out, where the files are."""
+    lines = []
+    for name in ("federated", "pooled"):
+        if arm := summary[name]:
+            millimetres = "" if arm["mre_mm"] is None else f", {arm['mre_mm']:.2f} mm"
+            lines.append(f"{name}: PCK@0.05 {arm['pck_0_05']:.3f}, mean radial error {arm['mre_px']:.2f} px{millimetres}")
+    for name, gain in summary["federated_minus_local"].items():
+        if gain:
+            low, high = gain["interval_95"]
+            lines.append(f"{name}: federated minus local-only {gain['mre_px']:+.2f} px (95 % {low:+.2f} to {high:+.2f})")
+    if left_out:
+        lines.append(f"{left_out} films or annotations were left out; each is named above")
+    return "\n".join([*lines, f"written to {out}: model.safetensors, history.csv, results.json"])

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from fedbone.federation.hospital import Hospital
+from fedbone.federation.rounds import initial_vector, run_rounds
+from fedbone.privacy.dp import GaussianNoise
+from fedbone.vectors import sha256
+
+from tests.helpers import dot_hospital, tiny_profile
+
+
+def hospitals(profile):
+    data = [dot_hospital("a", (0,), 1), dot_hospital("b", (1,), 2), dot_hospital("c", (0, 2), 3)]
+    return [Hospital(h, profile) for h in data]
+
+
+def test_the_order_of_hospitals_does_not_change_a_bit():
+    profile = tiny_profile()
+    forward, history = run_rounds(hospitals(profile), profile, seed=4)
+    backward, _ = run_rounds(hospitals(profile)[::-1], profile, seed=4)
+    assert sha256(forward) == sha256(backward) == history[-1].vector_sha256
+    assert [row.round for row in history] == [0, 1]
+
+
+def test_callbacks_see_every_round_and_its_vector():
+    profile, seen = tiny_profile(), []
+    vector, _ = run_rounds(hospitals(profile), profile, on_round=lambda row, v: seen.append((row.round, sha256(v))))
+    assert [index for index, _ in seen] == [0, 1]
+    assert seen[-1][1] == sha256(vector)
+
+
+def test_one_hospital_without_momentum_is_plain_local_training():
+    profile = tiny_profile(rounds=1, server_momentum=0.0)
+    hospital = Hospital(dot_hospital("a"), profile)
+    vector, _ = run_rounds([hospital], profile, seed=2)
+    from fedbone.federation.hospital import RoundTask
+
+    start = initial_vector(profile, 3, 2)
+    assert vector == pytest.approx(start + hospital.local_update(start, RoundTask(0, 2)).delta, abs=1e-7)
+
+
+def test_clipping_bounds_the_round_and_noise_moves_it():
+    profile = tiny_profile(rounds=1)
+    start = initial_vector(profile, 3, 0)
+    clipped, history = run_rounds(hospitals(profile), profile, noise=GaussianNoise(0.0, 1e-3))
+    assert history[0].update_norm <= 1e-3
+    assert np.abs(clipped - start).max() <= 3e-3  # a head row of one labelling hospital weighs three times as much
+    noisy, _ = run_rounds(hospitals(profile), profile, noise=GaussianNoise(0.01, 1e-3, np.random.default_rng(0)))
+    assert np.std(noisy - clipped) == pytest.approx(0.01, rel=0.05)

@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from fedbone.errors import UserError
+from fedbone.model.hrnet import build, load_model, save_model
+from fedbone.vectors import layout_of, load_checkpoint, load_vector, sha256, to_vector
+from safetensors.numpy import save_file
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("w8n", 5, seed=3)
+
+
+def test_round_trip_keeps_every_bit_in_any_memory_format(model):
+    vector = to_vector(model)
+    other = build("w8n", 5, seed=4).to(memory_format=torch.contiguous_format)
+    load_vector(other, vector)
+    assert sha256(to_vector(other)) == sha256(vector)
+    film = torch.rand(1, 1, 64, 64)
+    torch.testing.assert_close(model(film), other(film), rtol=1e-5, atol=1e-6)
+
+
+def test_training_never_reaches_the_callers_vector():
+    model = build("w8n", 5)
+    vector = to_vector(model)
+    before = vector.copy()
+    load_vector(model, vector)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert np.array_equal(vector, before)
+    assert np.allclose(to_vector(model) - vector, 1.0, atol=1e-5)
+
+
+def test_layout_names_every_parameter_once_and_in_order(model):
+    layout, vector = layout_of(model), to_vector(model)
+    assert layout.size == len(vector) == sum(p.numel() for p in model.parameters())
+    for slot, (name, parameter) in zip(layout.slots, model.named_parameters(), strict=True):
+        assert slot.name == name
+        assert np.array_equal(vector[slot.start : slot.stop], parameter.detach().contiguous().numpy().ravel())
+
+
+def test_row_factor_touches_the_head_rows_of_its_joint_only(model):
+    layout = layout_of(model)
+    full = layout.row_factor(np.array([1, 1, 7, 1, 1]))
+    changed = build("w8n", 5, seed=3)
+    load_vector(changed, (to_vector(model) + (full == 7)).astype(np.float32))
+    film = torch.rand(1, 1, 64, 64)
+    moved = (changed(film) - model(film)).abs().amax((0, 2, 3))
+    assert moved[2] > 0.5
+    assert moved[[0, 1, 3, 4]].max() < 1e-5
+    assert (full == 7).sum() == 8 + 1
+
+
+def test_running_buffers_are_refused():
+    with pytest.raises(ValueError, match="GroupNorm"):
+        layout_of(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
+
+
+@pytest.mark.parametrize("spoil", [lambda v: v[:-1], lambda v: np.where(np.arange(len(v)) == 7, np.nan, v)])
+def test_a_vector_that_does_not_fit_is_refused(model, spoil):
+    with pytest.raises(ValueError, match=r"shape|NaN"):
+        load_vector(build("w8n", 5), spoil(to_vector(model)))
+
+
+def test_checkpoint_round_trip_and_damage(tmp_path, model):
+    path = save_model(tmp_path / "a b.safetensors", model, rounds=3)
+    again, metadata = load_model(path)
+    assert metadata["rounds"] == 3
+    assert sha256(to_vector(again)) == sha256(to_vector(model))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"a b\.safetensors"):
+        load_model(path)
+
+
+def test_foreign_checkpoints_are_refused(tmp_path, model):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="no fedbone metadata"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
+    header = {"fedbone": json.dumps({"config": {"width": 8, "modules": [1, 1, 1]}})}
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "wrong.safetensors", header)
+    with pytest.raises(UserError, match="do not fit"):
+        load_model(tmp_path / "wrong.safetensors")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load_model(tmp_path / "missing.safetensors")
