@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from fedbone.federation.arms import presentations, rounds_for, run_arms
+from fedbone.vectors import sha256
+
+from tests.helpers import dot_hospital, tiny_profile
+
+HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2, count=12)]
+
+
+@pytest.fixture(scope="module")
+def ran():
+    ticks = []
+    arms = run_arms(["federated", "pooled", "a"], HOSPITALS, tiny_profile(), progress=lambda *t: ticks.append(t))
+    return arms, ticks
+
+
+def test_parallel_processes_give_the_bytes_of_a_single_one(ran):
+    alone = run_arms(["federated"], HOSPITALS, tiny_profile())
+    assert sha256(ran[0]["federated"].vector) == sha256(alone["federated"].vector)
+
+
+def test_progress_counts_every_round_of_every_arm(ran):
+    assert [(done, total) for done, total, _ in ran[1]] == [(i, 6) for i in range(1, 7)]
+
+
+def test_each_arm_predicts_all_test_films_and_records_its_curve(ran):
+    for arm in ran[0].values():
+        assert {name: p.shape for name, p in arm.predictions.items()} == {"a": (4, 3, 2), "b": (4, 3, 2)}
+        assert [row["round"] for row in arm.curve] == [1, 2]
+    assert len({sha256(arm.vector) for arm in ran[0].values()}) == 3
+
+
+def test_an_error_in_a_worker_is_raised_here():
+    with pytest.raises(ValueError, match="diverged"):
+        run_arms(["federated", "pooled"], HOSPITALS, tiny_profile(learning_rate=1e30))
+
+
+def test_presentations_and_rounds_for_small_collections():
+    profile = tiny_profile(rounds=30)
+    assert presentations(HOSPITALS, profile) == 20 * 30
+    small, large = rounds_for(150, profile), rounds_for(5000, profile)
+    assert small.rounds == 80
+    assert small.round_decay**small.rounds == pytest.approx(profile.round_decay**profile.rounds)
+    assert (large.rounds, large.round_decay) == (profile.rounds, profile.round_decay)
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent("""
+        import multiprocessing
+        from fedbone.federation.arms import run_arms
+        from tests.helpers import dot_hospital, tiny_profile
+        def tell(done, total, arm):
+            print(*[c.pid for c in multiprocessing.active_children()], flush=True)
+        if __name__ == "__main__":
+            run_arms(["federated", "pooled"], [dot_hospital("a")], tiny_profile(rounds=100000), progress=tell)
+    """))
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    ) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert workers
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+from fedbone.teaching.checks import ClaimError, claim, grade
+
+
+def test_a_false_claim_raises(capsys):
+    claim("two is even", True)
+    assert capsys.readouterr().out == "holds: two is even\n"
+    with pytest.raises(ClaimError, match="three is even"):
+        claim("three is even", False)
+
+
+@pytest.mark.parametrize("variable", ["FEDBONE_ROUNDS", "FEDBONE_DATA"])
+def test_claims_about_the_full_run_wait_for_it(monkeypatch, capsys, variable):
+    monkeypatch.delenv("FEDBONE_ROUNDS", raising=False)
+    with pytest.raises(ClaimError):
+        claim("x", False, full_run=True)
+    monkeypatch.setenv(variable, "4")
+    claim("x", False, full_run=True)
+    assert "not checked" in capsys.readouterr().out
+    with pytest.raises(ClaimError):
+        claim("x", False)
+
+
+CASES = [((2,), 4.0), ((np.array([1, 3]),), [1, 9])]
+
+
+@pytest.mark.parametrize(
+    ("answer", "solved"),
+    [
+        (lambda x: x * x, True),
+        (lambda x: np.power(x, 2), True),
+        (lambda x: None, False),
+        (lambda x: ..., False),
+        (lambda x: x + x, False),
+        (lambda x: x[0], False),
+        (lambda x: "four", False),
+        (lambda x: np.ones((5, 5)), False),
+    ],
+)
+def test_grading(answer, solved, capsys):
+    assert grade(answer, CASES, "square it") is solved
+    assert ("solved: all" in capsys.readouterr().out) is solved
