@@ -38,6 +38,7 @@ class Profile:
     learning_rate: float = 1e-3
     round_decay: float = 0.97  # factor on the learning rate after each round
     server_momentum: float = 0.6
+    joint_rows: bool = True  # average a joint's head row over the hospitals that label it, not over all
     wing_weight: float = 0.02  # from round 1 on; round 0 is cross-entropy alone
     rotation_deg: float = 15.0
     brightness: float = 0.10

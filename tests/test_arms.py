@@ -16,12 +16,12 @@ HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2, count=12
 @pytest.fixture(scope="module")
 def ran():
     ticks = []
-    arms = run_arms(["federated", "pooled", "a"], HOSPITALS, tiny_profile(), progress=lambda *t: ticks.append(t))
+    arms = run_arms(dict.fromkeys(["federated", "pooled", "a"], tiny_profile()), HOSPITALS, progress=lambda *t: ticks.append(t))
     return arms, ticks
 
 
 def test_parallel_processes_give_the_bytes_of_a_single_one(ran):
-    alone = run_arms(["federated"], HOSPITALS, tiny_profile())
+    alone = run_arms({"federated": tiny_profile()}, HOSPITALS)
     assert sha256(ran[0]["federated"].vector) == sha256(alone["federated"].vector)
 
 
@@ -33,12 +33,14 @@ def test_each_arm_predicts_all_test_films_and_records_its_curve(ran):
     for arm in ran[0].values():
         assert {name: p.shape for name, p in arm.predictions.items()} == {"a": (4, 3, 2), "b": (4, 3, 2)}
         assert [row["round"] for row in arm.curve] == [1, 2]
+    assert [row["presentations"] for row in ran[0]["federated"].curve] == [20, 40]
+    assert [row["presentations"] for row in ran[0]["a"].curve] == [8, 16]
     assert len({sha256(arm.vector) for arm in ran[0].values()}) == 3
 
 
 def test_an_error_in_a_worker_is_raised_here():
     with pytest.raises(ValueError, match="diverged"):
-        run_arms(["federated", "pooled"], HOSPITALS, tiny_profile(learning_rate=1e30))
+        run_arms(dict.fromkeys(["federated", "pooled"], tiny_profile(learning_rate=1e30)), HOSPITALS)
 
 
 def test_presentations_and_rounds_for_small_collections():
@@ -59,7 +61,8 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
         def tell(done, total, arm):
             print(*[c.pid for c in multiprocessing.active_children()], flush=True)
         if __name__ == "__main__":
-            run_arms(["federated", "pooled"], [dot_hospital("a")], tiny_profile(rounds=100000), progress=tell)
+            arms = dict.fromkeys(["federated", "pooled"], tiny_profile(rounds=100000))
+            run_arms(arms, [dot_hospital("a")], progress=tell)
     """))
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}

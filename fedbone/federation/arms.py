@@ -33,7 +33,7 @@ CURVE_POINTS = 6  # evaluations on the test films along a run, for the figure al
 
 @dataclass(frozen=True)
 class ArmResult:
-    """name: federated, pooled or the hospital of a local-only model; curve: rows {round, pck_0_05, mre_px}."""
+    """What one arm leaves behind; curve: rows {round, presentations, pck_0_05, mre_px} on the test films it is for."""
 
     name: str
     vector: np.ndarray
@@ -64,7 +64,8 @@ class _Monitor:
             load_vector(self.model, vector)
             metrics = evaluate(predict_all(self.model, self.hospitals, self.profile), self.hospitals)
             row = {name: metrics[name] for name in ("pck_0_05", "mre_px")}
-            self.curve.append({"round": index + 1, **row})
+            seen = presentations(self.hospitals, self.profile) * (index + 1) // self.profile.rounds
+            self.curve.append({"round": index + 1, "presentations": seen, **row})
             scalars |= {f"test/{name}": value for name, value in row.items()}
         if self.writer:
             for name, value in scalars.items():
@@ -76,18 +77,23 @@ class _Monitor:
 def run_arm(
     arm: str, hospitals: list[HospitalData], profile: Profile, seed: int, log_dir: Path | None, tick
 ) -> ArmResult:
-    """Train one arm and predict all test films. ``tick(arm)`` is called after each round."""
+    """Train one arm and predict all test films: ``pooled``, a hospital's name (local-only), or any name (federated).
+
+    ``tick(arm)`` is called after each round.
+    """
     started = time.process_time()
-    own = [h for h in hospitals if arm in ("federated", "pooled", h.name)]
-    monitor = _Monitor(arm, own if arm == own[0].name else hospitals, profile, log_dir, tick)
-    if arm == "federated":
-        workers = [Hospital(h, profile) for h in hospitals]
+    local = [h for h in hospitals if h.name == arm]
+    own = local or hospitals
+    joints = len(own[0].joints)
+    monitor = _Monitor(arm, own, profile, log_dir, tick)
+    if local or arm == "pooled":
+        vector, history = _train_alone(pool([h.train for h in own]), joints, profile, seed, monitor), []
+    else:
+        workers = [Hospital(h, profile) for h in own]
         vector, history = run_rounds(
             workers, profile, seed, on_round=lambda row, v: monitor.after_round(row.round, v, row.losses)
         )
-    else:
-        vector, history = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor), []
-    model = build(profile.preset, len(own[0].joints))
+    model = build(profile.preset, joints)
     load_vector(model, vector)
     predictions = predict_all(model, hospitals, profile)
     return ArmResult(arm, vector, predictions, history, monitor.curve, time.process_time() - started)
@@ -105,18 +111,18 @@ def _train_alone(films: FilmSet, joints: int, profile: Profile, seed: int, monit
 
 
 def run_arms(
-    arms: list[str],
+    arms: dict[str, Profile],
     hospitals: list[HospitalData],
-    profile: Profile,
     seed: int = 0,
     log_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, ArmResult]:
-    """All ``arms``; on the CPU in as many one-thread processes as there are cores, on a GPU one after the other.
+    """All ``arms``, each with its profile; on the CPU in as many one-thread processes as there are cores.
 
+    On a GPU they run one after the other.
     ``progress(done, total, text)`` counts finished rounds over all arms. Interrupting stops the processes.
     """
-    total, done = len(arms) * profile.rounds, 0
+    total, done = sum(profile.rounds for profile in arms.values()), 0
 
     def tick(arm: str) -> None:
         nonlocal done
@@ -124,14 +130,14 @@ def run_arms(
         if progress:
             progress(done, total, arm)
 
-    if profile.device != "cpu" or len(arms) == 1:
-        return {arm: run_arm(arm, hospitals, profile, seed, log_dir, tick) for arm in arms}
+    if len(arms) == 1 or any(profile.device != "cpu" for profile in arms.values()):
+        return {arm: run_arm(arm, hospitals, profile, seed, log_dir, tick) for arm, profile in arms.items()}
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     workers = min(len(arms), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(ticks,)) as executor:
         try:
-            futures = {a: executor.submit(_run_in_worker, a, hospitals, profile, seed, log_dir) for a in arms}
+            futures = {a: executor.submit(_run_in_worker, a, hospitals, p, seed, log_dir) for a, p in arms.items()}
             _follow(list(futures.values()), ticks, tick)
         except BaseException:  # an interrupt must not leave processes training for nobody
             executor.shutdown(wait=False, cancel_futures=True)

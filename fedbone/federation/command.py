@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from fedbone.config import Profile, get_profile
+from fedbone.errors import UserError
 from fedbone.federation.arms import ArmResult, Progress, presentations, rounds_for, run_arms
 from fedbone.federation.evaluation import evaluate, paired_difference
 from fedbone.files import write_atomic, write_json
@@ -84,6 +85,17 @@ def history_csv(arm: ArmResult) -> bytes:
     return text.getvalue().encode()
 
 
+def standard_arms(hospitals: list[HospitalData], profile: Profile) -> dict[str, Profile]:
+    """The comparison that every claim about federation needs: federated, pooled, and each hospital alone.
+
+    Raises UserError for a hospital that has the name of another arm.
+    """
+    for h in hospitals:
+        if h.name in ("federated", "pooled"):
+            raise UserError(h.name, "a hospital's folder has the name of a training arm", "Rename the folder")
+    return dict.fromkeys(["federated", "pooled", *(h.name for h in hospitals)], profile)
+
+
 def federate(
     hospitals: list[HospitalData],
     profile: Profile,
@@ -91,24 +103,23 @@ def federate(
     *,
     seed: int = 0,
     data: str = "own",
-    compare: bool = False,
+    arms: dict[str, Profile] | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, dict[str, ArmResult]]:
     """Train, and write model.safetensors, history.csv and results.json into ``out``; returns (results, arms).
 
-    compare: also pooled and local-only training, with the same number of presentations of each film.
+    arms: see ``run_arms`` and ``standard_arms``; the default is the federated arm alone.
     """
-    names = ["federated", "pooled", *(h.name for h in hospitals)] if compare else ["federated"]
     started = time.monotonic()
-    arms = run_arms(names, hospitals, profile, seed, out / "tensorboard", progress)
-    summary = results(arms, hospitals, profile, seed, data, time.monotonic() - started)
+    done = run_arms(arms or {"federated": profile}, hospitals, seed, out / "tensorboard", progress)
+    summary = results(done, hospitals, profile, seed, data, time.monotonic() - started)
     model = build(profile.preset, len(hospitals[0].joints))
-    load_vector(model, arms["federated"].vector)
+    load_vector(model, done["federated"].vector)
     meta = {"joints": summary["joints"], "size_px": summary["size_px"], "rounds": profile.rounds, "seed": seed}
     save_model(out / "model.safetensors", model, **meta)
-    write_atomic(out / "history.csv", history_csv(arms["federated"]))
+    write_atomic(out / "history.csv", history_csv(done["federated"]))
     write_json(out / "results.json", summary)
-    return summary, arms
+    return summary, done
 
 
 def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | None) -> Profile:
@@ -129,9 +140,10 @@ def main(args: argparse.Namespace) -> int:
         print(f"left out: {problem}", file=sys.stderr)
     profile = own_profile(hospitals, profile, args.rounds)
     print(f"{describe(hospitals)}; {profile.rounds} rounds at {size_px} px", file=sys.stderr)
+    arms = standard_arms(hospitals, profile) if args.compare else None
     with tqdm(unit="round", desc="training") as bar:
         summary, _ = federate(
-            hospitals, profile, Path(args.out), seed=args.seed, compare=args.compare, progress=bar_progress(bar)
+            hospitals, profile, Path(args.out), seed=args.seed, arms=arms, progress=bar_progress(bar)
         )
     print(report(summary, len(problems), Path(args.out)))
     return 0

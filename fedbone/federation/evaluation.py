@@ -21,26 +21,25 @@ def predict_all(model: HRNet, hospitals: list[HospitalData], profile: Profile) -
 def evaluate(predictions: Predictions, hospitals: list[HospitalData]) -> dict:
     """Metrics over all test films of ``hospitals``, each with the labels its hospital gives, and the same per hospital.
 
-    ``pck_0_05_unlabelled``: joints that are visible and that some hospital labels, but not this one (null where the
-    truth is not known, as on real films).
+    ``pck_0_05_unlabelled``: joints that are visible on a film but that its hospital does not label (null where the
+    truth is not known, as on real films, or where there is no such joint).
     """
     joints = hospitals[0].joints
     parts = [radial_errors(predictions[h.name], h.test) for h in hospitals]
-    taught = np.any([h.labelled for h in hospitals], axis=0)
     return {
         **summarise(join(parts), joints),
-        "pck_0_05_unlabelled": _unlabelled(predictions, hospitals, taught),
+        "pck_0_05_unlabelled": _unlabelled(predictions, hospitals),
         "per_hospital": {h.name: summarise(part, joints) for h, part in zip(hospitals, parts, strict=True)},
     }
 
 
-def _unlabelled(predictions: Predictions, hospitals: list[HospitalData], taught: np.ndarray) -> float | None:
+def _unlabelled(predictions: Predictions, hospitals: list[HospitalData]) -> float | None:
     shares = []
     for h in hospitals:
         if h.test.truth is None:
             return None
         hidden = h.test.truth.copy()
-        hidden[:, ~(taught & ~h.labelled)] = 0
+        hidden[:, h.labelled] = 0
         shares.append(radial_errors(predictions[h.name], h.test, hidden).share)
     hits, counts = pck(np.concatenate(shares), 0.05)
     return float(macro(hits, counts)) if counts.any() else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedbone.config import Profile
 from fedbone.federation.hospital import Hospital, RoundTask
-from fedbone.federation.strategies import ServerMomentum, aggregate, equal_weights, weighted_mean
+from fedbone.federation.strategies import ServerMomentum, equal_weights, joint_factor, weighted_mean
 from fedbone.model.hrnet import build
 from fedbone.privacy.dp import GaussianNoise
 from fedbone.vectors import layout_of, sha256, to_vector
@@ -54,7 +54,9 @@ def run_rounds(
         deltas = [noise.prepare(u.delta) if noise else u.delta for u in updates]
         mean = weighted_mean(deltas, weights)
         mean = noise.add(mean) if noise else mean
-        vector = server.step(vector, aggregate(mean, [u.labelled_joints for u in updates], weights, layout))
+        if profile.joint_rows:
+            mean = mean * layout.row_factor(joint_factor([u.labelled_joints for u in updates], weights))
+        vector = server.step(vector, mean)
         losses = {h.name: u.report["losses"][-1] for h, u in zip(hospitals, updates, strict=True)}
         history.append(RoundRecord(index, sha256(vector), float(np.linalg.norm(mean)), losses))
         if on_round:

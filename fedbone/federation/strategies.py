@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedbone.vectors import VectorLayout
-
 
 def equal_weights(hospitals: int) -> np.ndarray:
     """(n,) weights 1 / n: a public constant. Weighting by films would publish each hospital's size every round."""
@@ -38,7 +36,8 @@ def joint_factor(labelled: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
     A hospital without labels for joint j returns zero for that head row, so the plain mean divides the others' step by
     hospitals that had nothing to say. The factor depends on public booleans alone: under differential privacy it is
-    post-processing of the noisy mean (and scales the noise of those rows too).
+    post-processing of the noisy mean (and scales the noise of those rows too). ``VectorLayout.row_factor`` spreads it
+    over the vector.
     """
     share = np.asarray(labelled, dtype=np.float64).T @ weights
     return np.divide(1.0, share, out=np.zeros_like(share), where=share > 0)
@@ -55,8 +54,3 @@ class ServerMomentum:
         """The next global vector (P,) float32."""
         self.velocity = self.momentum * self.velocity + mean
         return (global_vector + self.velocity).astype(np.float32)
-
-
-def aggregate(mean: np.ndarray, labelled: list[np.ndarray], weights: np.ndarray, layout: VectorLayout) -> np.ndarray:
-    """The mean update with each joint's head row averaged over the hospitals that label it."""
-    return mean * layout.row_factor(joint_factor(labelled, weights))
