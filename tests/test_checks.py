@@ -1,6 +1,8 @@
+import time
+
 import numpy as np
 import pytest
-from fedbone.teaching.checks import ClaimError, claim, grade
+from fedbone.teaching.checks import ClaimError, budget, claim, grade, peak_memory_gb
 
 
 def test_a_false_claim_raises(capsys):
@@ -41,3 +43,13 @@ CASES = [((2,), 4.0), ((np.array([1, 3]),), [1, 9])]
 def test_grading(answer, solved, capsys):
     assert grade(answer, CASES, "square it") is solved
     assert ("solved: all" in capsys.readouterr().out) is solved
+
+
+def test_the_budget_is_checked_and_the_peak_is_this_process(capsys):
+    budget(time.perf_counter(), minutes=1, gigabytes=50)
+    assert "holds" in capsys.readouterr().out
+    block = bytearray(300_000_000)
+    assert 0.3 < peak_memory_gb() < 50
+    del block
+    with pytest.raises(ClaimError, match="0.001 minutes"):
+        budget(time.perf_counter() - 1, minutes=0.001, gigabytes=50)

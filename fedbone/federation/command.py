@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from fedbone.config import Profile, get_profile
 from fedbone.errors import UserError
@@ -19,7 +18,9 @@ from fedbone.federation.evaluation import evaluate, paired_difference
 from fedbone.files import write_atomic, write_json
 from fedbone.imaging.dataset import HospitalData
 from fedbone.imaging.folder import load_hospitals
+from fedbone.imaging.hospitals import training_hospitals
 from fedbone.model.hrnet import build, save_model
+from fedbone.progress import Bar
 from fedbone.vectors import load_vector, sha256
 
 SCHEMA_VERSION = 1
@@ -129,35 +130,28 @@ def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | N
 
 def main(args: argparse.Namespace) -> int:
     """The ``federate`` command: 0 when the results were written. Films that were left out are named on stderr."""
-    changes = {"rounds": args.rounds} if args.rounds else {}
-    profile = get_profile(args.profile, **changes)
-    size_px = args.size or profile.own_size_px
-    with tqdm(unit="film", desc="reading films") as bar:
-        hospitals, problems = load_hospitals(
-            Path(args.data), size_px, args.seed, args.split_by_file, progress=bar_progress(bar)
-        )
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    profile = own_profile(hospitals, profile, args.rounds)
-    print(f"{describe(hospitals)}; {profile.rounds} rounds at {size_px} px", file=sys.stderr)
+    profile = get_profile(args.profile, **({"rounds": args.rounds} if args.rounds else {}))
+    hospitals, problems, profile = load(args, profile)
+    print(f"{describe(hospitals)}; {profile.rounds} rounds", file=sys.stderr)
     arms = standard_arms(hospitals, profile) if args.compare else None
-    with tqdm(unit="round", desc="training") as bar:
-        summary, _ = federate(
-            hospitals, profile, Path(args.out), seed=args.seed, arms=arms, progress=bar_progress(bar)
-        )
-    print(report(summary, len(problems), Path(args.out)))
+    data = "own" if args.data else "generated"
+    with Bar("training", "round") as bar:
+        summary, _ = federate(hospitals, profile, args.out, seed=args.seed, data=data, arms=arms, progress=bar)
+    print(report(summary, len(problems), args.out))
     return 0
 
 
-def bar_progress(bar: tqdm) -> Progress:
-    """A progress callback that moves ``bar``."""
-
-    def progress(done: int, total: int, text: str) -> None:
-        bar.total = total
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(done - bar.n)
-
-    return progress
+def load(args: argparse.Namespace, profile: Profile) -> tuple[list[HospitalData], list[UserError], Profile]:
+    """The hospitals that the command line asks for, what had to be left out, and the profile with its rounds."""
+    if args.data is None:
+        with Bar("generating films", "film") as bar:
+            return training_hospitals(args.size or profile.size_px, args.seed, progress=bar), [], profile
+    size_px = args.size or profile.own_size_px
+    with Bar("reading films", "film") as bar:
+        hospitals, problems = load_hospitals(args.data, size_px, args.seed, args.split_by_file, progress=bar)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return hospitals, problems, own_profile(hospitals, profile, args.rounds)
 
 
 def describe(hospitals: list[HospitalData]) -> str:

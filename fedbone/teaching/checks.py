@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import psutil
 
 from fedbone.config import is_full_run, own_data
 
@@ -56,3 +59,21 @@ def _same(value: object, expected: object) -> bool:
     except (TypeError, ValueError):
         return False
     return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def budget(started: float, minutes: float, gigabytes: float) -> None:
+    """Print what a notebook took since ``started`` (time.perf_counter) and its kernel's peak memory; claim the limits."""
+    took, peak = (time.perf_counter() - started) / 60, peak_memory_gb()
+    print(f"{took:.1f} minutes, {peak:.1f} GB at the peak")
+    claim(f"this notebook takes less than {minutes:g} minutes and {gigabytes:g} GB", took < minutes and peak < gigabytes)
+
+
+def peak_memory_gb() -> float:
+    """The largest resident memory of this process so far; its child processes are not counted."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
