@@ -1,0 +1,100 @@
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from fedbone.errors import UserError
+from fedbone.federation.command import federate, main, standard_arms
+from fedbone.imaging.hospitals import write_sample
+from fedbone.model.hrnet import load_model
+from fedbone.vectors import sha256, to_vector
+
+from tests.helpers import JOINTS, dot_hospital, tiny_profile
+
+SCHEMA = json.loads(Path(__file__).with_name("results.schema.json").read_text())
+HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2)]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("a folder") / "out"
+    return out, *federate(HOSPITALS, tiny_profile(), out, arms=standard_arms(HOSPITALS, tiny_profile()))
+
+
+def test_results_follow_the_schema_with_every_arm(compared):
+    out, summary, _ = compared
+    written = json.loads((out / "results.json").read_text())
+    jsonschema.validate(written, SCHEMA)
+    assert written == summary
+    assert set(written["local"]) == {"a", "b"}
+    assert set(written["local"]["a"]["per_hospital"]) == {"a"}
+    assert written["joints"] == list(JOINTS)
+    assert written["federated_minus_local"]["a"]["interval_95"][0] <= written["federated_minus_local"]["a"]["mre_px"]
+
+
+def test_keys_are_there_and_null_where_an_arm_was_not_run(tmp_path):
+    summary, _ = federate(HOSPITALS, tiny_profile(), tmp_path)
+    jsonschema.validate(summary, SCHEMA)
+    assert summary["pooled"] is None
+    assert summary["local"] == {"a": None, "b": None}
+
+
+def test_the_written_model_is_the_one_that_was_scored(compared):
+    out, summary, arms = compared
+    model, metadata = load_model(out / "model.safetensors")
+    assert sha256(to_vector(model)) == summary["vector_sha256"] == sha256(arms["federated"].vector)
+    assert metadata["joints"] == list(JOINTS)
+
+
+def test_the_history_has_a_row_a_round_and_ends_with_the_written_vector(compared):
+    out, summary, _ = compared
+    rows = list(csv.DictReader((out / "history.csv").open()))
+    assert [row["round"] for row in rows] == ["0", "1"]
+    assert rows[-1]["vector_sha256"] == summary["vector_sha256"]
+    assert {"loss_a", "loss_b", "update_norm"} <= set(rows[0])
+
+
+def test_unknown_spacing_gives_null_millimetres(tmp_path):
+    hospital = dot_hospital("a")
+    hospital.test.spacing_mm[:] = np.nan
+    summary, _ = federate([hospital], tiny_profile(rounds=1), tmp_path)
+    jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), SCHEMA)
+    assert summary["federated"]["mre_mm"] is None
+
+
+def test_one_hospital_alone_can_be_compared(tmp_path):
+    summary, arms = federate(HOSPITALS[:1], tiny_profile(), tmp_path, arms=standard_arms(HOSPITALS[:1], tiny_profile()))
+    assert summary["local"]["a"] is not None
+    assert not arms["a"].history  # trained alone, not as a federation of one
+    assert sha256(arms["a"].vector) == sha256(arms["pooled"].vector)
+
+
+def test_a_hospital_with_the_name_of_an_arm_is_refused():
+    with pytest.raises(UserError, match="Rename"):
+        standard_arms([dot_hospital("pooled")], tiny_profile())
+
+
+def command_line(**changes) -> argparse.Namespace:
+    values = dict(data=None, out=None, profile="cpu", rounds=1, size=32, seed=0, compare=False, split_by_file=False)
+    return argparse.Namespace(**(values | changes))
+
+
+def test_the_command_trains_on_a_folder_of_dicom_films(tmp_path, capsys):
+    write_sample(tmp_path / "films", films=6)
+    (tmp_path / "films" / "hospital_a" / "note.dcm").write_text("not a film, and not annotated")
+    assert main(command_line(data=tmp_path / "films", out=tmp_path / "out")) == 0
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())
+    jsonschema.validate(summary, SCHEMA)
+    assert summary["data"] == "own"
+    assert sum(summary["n_train"].values()) + sum(summary["n_test"].values()) == 18
+    assert "mean radial error" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test is about")
+def test_a_gpu_profile_without_a_gpu_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="--profile cpu"):
+        main(command_line(profile="t4", out=tmp_path))

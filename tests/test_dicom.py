@@ -1,0 +1,446 @@
+"""Films in: the greyscale chain against pydicom's own at full resolution, real CR films, and every bad file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import math
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import (
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
+
+from fedbone.errors import UserError
+from fedbone.imaging.dicom import convert, read_film, write_png
+from fedbone.imaging.frame import Frame
+from tests.dicom_cases import GDCM_SYNTAXES, film, lut, ramp, save
+
+
+def full_size(path: Path) -> np.ndarray:
+    """Oracle: pydicom's modality and VOI steps at full resolution, scaled to 0..255 over their own output range."""
+    dataset = pydicom.dcmread(path)
+    values = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset).astype(float)
+    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    if dataset.get("VOILUTSequence"):
+        low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+    elif dataset.get("ModalityLUTSequence"):
+        low, high = 0, 2 ** dataset.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+    else:
+        span, signed = 2**dataset.BitsStored, dataset.PixelRepresentation
+        low, high = ((end - signed * span // 2) * slope + intercept for end in (0, span - 1))
+    grey = (values - low) / (high - low) * 255
+    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def check(path: Path, size_px: int = 60, tolerance: float = 0.51) -> np.ndarray:
+    """At the film's own size no pixel is averaged, so every one must equal the oracle up to rounding."""
+    image = read_film(path, size_px).image
+    rows, cols = (expected := full_size(path)).shape
+    left, top = (size_px - cols) // 2, (size_px - rows) // 2
+    np.testing.assert_allclose(image[top : top + rows, left : left + cols], expected, atol=tolerance)
+    return image
+
+
+WINDOWS = {
+    "linear": {"WindowCenter": 2000, "WindowWidth": 3000},
+    "several": {"WindowCenter": [1500, 3000], "WindowWidth": [1200, 50]},
+    "fractional": {"WindowCenter": "1999.75", "WindowWidth": "1000.5"},
+    "exact": {"WindowCenter": 2000, "WindowWidth": 3000, "VOILUTFunction": "LINEAR_EXACT"},
+    "narrow": {"WindowCenter": 2000, "WindowWidth": 40},
+    "one value": {"WindowCenter": 2000, "WindowWidth": 1},
+    "sigmoid": {"WindowCenter": 2000, "WindowWidth": 1500, "VOILUTFunction": "SIGMOID"},
+    "rescale": {"WindowCenter": 500, "WindowWidth": 900, "RescaleSlope": "0.25", "RescaleIntercept": "-24"},
+    "falling": {"WindowCenter": 500, "WindowWidth": 900, "RescaleSlope": "-0.25", "RescaleIntercept": "1024"},
+    "modality lut": {
+        "ModalityLUTSequence": lut(np.linspace(0, 1, 4096) ** 0.5 * 65535, 0, 16),
+        "WindowCenter": 32000,
+        "WindowWidth": 50000,
+    },
+    "voi lut": {"VOILUTSequence": lut(np.linspace(0, 1, 2000) ** 2 * 1023, 1000, 10)},
+    "voi lut and window": {
+        "VOILUTSequence": lut(np.linspace(1023, 0, 4096), 0, 10),
+        "WindowCenter": 2000,
+        "WindowWidth": 10,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_windows_equal_pydicom_at_full_resolution(tmp_path: Path, name: str, photometric: str) -> None:
+    dataset = film(ramp(), BitsStored=12, PhotometricInterpretation=photometric, **WINDOWS[name])
+    image = check(save(tmp_path / "film.dcm", dataset))
+    assert image.max() - image.min() > 100
+
+
+FORMATS = {
+    "8 bit": (np.uint8, 8, 255, 0),
+    "10 bit": (np.uint16, 10, 1023, 0),
+    "15 bit": (np.uint16, 15, 32767, 0),
+    "16 bit": (np.uint16, 16, 65535, 0),
+    "8 in 16": (np.uint16, 8, 255, 0),
+    "12 bit signed": (np.int16, 12, 4095, -2048),
+    "16 bit signed": (np.int16, 16, 65535, -32768),
+    "8 bit signed": (np.int8, 8, 255, -128),
+}
+
+
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("name", FORMATS)
+def test_pixel_formats(tmp_path: Path, name: str, syntax: str | None) -> None:
+    dtype, bits, span, low = FORMATS[name]
+    values = (ramp(high=span).astype(np.int32) + low).astype(dtype)
+    window = {"WindowCenter": low + span / 2, "WindowWidth": span * 0.8}
+    dataset = film(values.astype(values.dtype.newbyteorder("<")), BitsStored=bits, **window)
+    if syntax == ExplicitVRBigEndian:
+        if values.dtype.itemsize == 2:
+            dataset.PixelData = values.astype(values.dtype.newbyteorder(">")).tobytes()
+        dataset["PixelData"].VR = "OW" if values.dtype.itemsize == 2 else "OB"
+    if syntax is not None:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    check(save(tmp_path / "film.dcm", dataset))
+
+
+def test_bits_above_and_below_the_stored_ones_are_ignored(tmp_path: Path) -> None:
+    values = ramp()
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    plain = read_film(save(tmp_path / "plain.dcm", film(values, BitsStored=12, **window)), 60)
+    shifted = film(values << 4 | 9, BitsStored=12, HighBit=15, **window)
+    overlay = film(values | 0xA000, BitsStored=12, **window)
+    signed = film(((values.astype(np.int32) - 2048) << 4).astype(np.int16), BitsStored=12, HighBit=15)
+    signed.WindowCenter, signed.WindowWidth = 2000 - 2048, 3000
+    for name, dataset in {"shifted": shifted, "overlay": overlay, "signed": signed}.items():
+        image = read_film(save(tmp_path / f"{name}.dcm", dataset), 60).image
+        np.testing.assert_array_equal(image, plain.image, err_msg=name)
+
+
+def test_lookup_tables_that_pydicom_gets_wrong(tmp_path: Path) -> None:
+    """8-bit entries: pydicom wraps the index at 256; two entries packed in a word; input below and above the table."""
+    table = np.linspace(0, 255, 1000).round().astype(np.uint8)
+    values = np.clip(ramp(high=2400).astype(int) - 200, 0, None).astype(np.uint16)
+    expected = table[np.clip(values.astype(int) - 600, 0, 999)]
+    packed = lut(table.view("<u2"), 600, 8)
+    packed[0].LUTDescriptor[0] = 1000
+    for name, sequence in {"plain": lut(table, 600, 8), "packed": packed}.items():
+        path = save(tmp_path / f"{name}.dcm", film(values, BitsStored=12, VOILUTSequence=sequence))
+        np.testing.assert_array_equal(read_film(path, 60).image[:, 8:52], expected, err_msg=name)
+
+
+def test_no_window_uses_the_robust_range_of_the_content(tmp_path: Path) -> None:
+    values = ramp(200, 200, high=1000) + np.uint16(1000)
+    values[:, :60] = 0  # padding
+    values[5, 100:104] = 65535  # a marker
+    image = read_film(save(tmp_path / "film.dcm", film(values, PixelPaddingValue=0)), 200).image
+    low, high = np.percentile(values[:, 60:], (0.5, 99.5))
+    expected = np.clip((values[:, 60:] - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(image[:, 60:], expected, atol=0.51)
+    assert not image[:, :60].any()
+    for empty in ({"WindowCenter": None}, {"WindowCenter": "", "WindowWidth": ""}, {"WindowWidth": 0}):
+        again = film(values, PixelPaddingValue=0, **{"WindowCenter": 5, "WindowWidth": 3, **empty})
+        np.testing.assert_array_equal(read_film(save(tmp_path / "film.dcm", again), 200).image, image)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_padding_is_black(tmp_path: Path, photometric: str, function: str, implicit: bool) -> None:
+    values = ramp().astype(np.int16)
+    values[:20], values[20:25] = -2000, -1990
+    tags = {"WindowCenter": 2000, "WindowWidth": 3000, "VOILUTFunction": function}
+    dataset = film(values, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1990, **tags)
+    dataset["PixelPaddingValue"].VR = dataset["PixelPaddingRangeLimit"].VR = "SS"
+    dataset.PhotometricInterpretation = photometric
+    if implicit:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    image = read_film(save(tmp_path / "film.dcm", dataset), 60).image
+    assert not image[:25].any()
+    assert image[25:, 8:52].max() > 100
+
+
+def test_bone_is_bright_in_every_polarity(tmp_path: Path) -> None:
+    window = {"WindowCenter": 2000, "WindowWidth": 3000}
+    cases = [("MONOCHROME2", "IDENTITY"), ("MONOCHROME1", "IDENTITY"), ("MONOCHROME1", "INVERSE")]
+    cases.append(("MONOCHROME2", "INVERSE"))
+    images = []
+    for photometric, shape in cases:
+        tags = {"PhotometricInterpretation": photometric, "PresentationLUTShape": shape}
+        images.append(read_film(save(tmp_path / "f.dcm", film(ramp(), BitsStored=12, **tags, **window)), 60).image)
+    content = (slice(None), slice(8, 52))  # MONOCHROME1 films carry INVERSE (C.8.11.3): one inversion, not two
+    assert (images[1] == images[2]).all()
+    assert (images[2] == images[3]).all()
+    assert abs(images[0][content].astype(int) + images[1][content] - 255).max() <= 1
+
+
+def test_resizing_first_equals_windowing_first(tmp_path: Path) -> None:
+    """The fast path on a real film: within 1 grey level of the slow one wherever the window does not clip."""
+    path = Path(get_testdata_file("RG3_UNCR.dcm"))
+    film_512 = read_film(path, 512)
+    grey = full_size(path)
+    slow = cv2.resize(np.clip(grey, 0, 255), film_512.frame.inner[::-1], interpolation=cv2.INTER_AREA)
+    clipped = cv2.resize(((grey <= 0) | (grey >= 255)).astype(np.float32), (512, 512), interpolation=cv2.INTER_AREA)
+    assert (clipped == 0).mean() > 0.5
+    assert abs(film_512.image - slow)[clipped == 0].max() <= 1
+
+
+@pytest.mark.parametrize("syntax", [*list(GDCM_SYNTAXES)[1:], JPEG2000Lossless])
+@pytest.mark.parametrize("kind", ["u2", "u1", "i2"])
+def test_lossless_compression_changes_nothing(tmp_path: Path, syntax: str, kind: str) -> None:
+    values = (ramp() if kind == "u2" else ramp(high=255)).astype(kind) - (100 if kind == "i2" else 0)
+    dataset = film(values, BitsStored=8 if kind == "u1" else 12)
+    plain = read_film(save(tmp_path / "plain.dcm", dataset), 60).image
+    if syntax == JPEG2000Lossless:
+        dataset.compress(JPEG2000Lossless)
+        path = save(tmp_path / "packed.dcm", dataset)
+    else:
+        path = save(tmp_path / "packed.dcm", dataset, syntax)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(read_film(path, 60).image, plain)
+
+
+@pytest.mark.parametrize("name", ["RG1", "RG3"])
+def test_real_films(name: str) -> None:
+    """CR chest and lower leg of NEMA WG-04: lossless JPEG 2000 equals the original, lossy is close, no millimetres."""
+    films = {kind: read_film(Path(get_testdata_file(f"{name}_{kind}.dcm")), 512) for kind in ("UNCR", "J2KR", "J2KI")}
+    np.testing.assert_array_equal(films["J2KR"].image, films["UNCR"].image)
+    assert np.mean(abs(films["J2KI"].image.astype(int) - films["UNCR"].image)) < 0.5
+    assert films["UNCR"].frame.spacing.kind == "unknown"  # RG1 says 0.000, RG3 nothing
+    image = films["UNCR"].image
+    if name == "RG1":  # spine and abdomen against lung, in a portrait film
+        assert image[300:420, 230:290].mean() > image[150:230, 190:205].mean() + 40
+        assert films["UNCR"].frame.offset == (0, 15)
+    else:  # tibia against the air beside the leg
+        assert image[100:200, 235:260].mean() > image[100:200, 145:170].mean() + 100
+
+
+SPACINGS = {
+    "nothing": ({}, None, "unknown"),
+    "zero": ({"PixelSpacing": ["0.000", "0.000"]}, None, "unknown"),
+    "one zero": ({"PixelSpacing": ["0.1", "0"]}, None, "unknown"),
+    "negative": ({"PixelSpacing": ["-0.1", "-0.1"]}, None, "unknown"),
+    "metres": ({"PixelSpacing": ["143", "143"]}, None, "unknown"),
+    "single": ({"PixelSpacing": "0.14"}, None, "unknown"),
+    "empty": ({"PixelSpacing": ""}, None, "unknown"),
+    "imager": ({"ImagerPixelSpacing": [0.2, 0.1]}, (0.2, 0.1), "detector"),
+    "equal": ({"ImagerPixelSpacing": [0.2, 0.1], "PixelSpacing": [0.2, 0.1]}, (0.2, 0.1), "detector"),
+    "alone": ({"PixelSpacing": [0.2, 0.1]}, (0.2, 0.1), "detector"),
+    "corrected": ({"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.16, 0.16]}, (0.16, 0.16), "object"),
+    "fiducial": ({"PixelSpacing": [0.16, 0.16], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.16, 0.16), "calibrated"),
+    "geometry": ({"PixelSpacing": [0.16, 0.16], "PixelSpacingCalibrationType": "GEOMETRY"}, (0.16, 0.16), "calibrated"),
+    "magnified": (
+        {"ImagerPixelSpacing": [0.2, 0.1], "EstimatedRadiographicMagnificationFactor": "1.25"},
+        (0.16, 0.08),
+        "object",
+    ),
+    "factor 1": (
+        {"ImagerPixelSpacing": [0.2, 0.1], "EstimatedRadiographicMagnificationFactor": "1"},
+        (0.2, 0.1),
+        "detector",
+    ),
+    "zero, imager": ({"ImagerPixelSpacing": [0.2, 0.1], "PixelSpacing": [0, 0]}, (0.2, 0.1), "detector"),
+}
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+def test_spacing(tmp_path: Path, name: str) -> None:
+    tags, expected, kind = SPACINGS[name]
+    spacing = read_film(save(tmp_path / "film.dcm", film(ramp(), **tags)), 30).frame.spacing
+    assert spacing.kind == kind
+    assert (math.isnan(spacing.row_mm) and math.isnan(spacing.col_mm)) if expected is None else True
+    assert expected is None or (spacing.row_mm, spacing.col_mm) == pytest.approx(expected)
+
+
+def test_spacing_placeholder_on_a_large_film(tmp_path: Path) -> None:
+    large = film(np.zeros((2600, 8), np.uint8), PixelSpacing=["1", "1"])
+    assert read_film(save(tmp_path / "film.dcm", large), 64).frame.spacing.kind == "unknown"
+
+
+sides = st.integers(1, 5000)
+coordinates = st.floats(-100, 6000)
+
+
+@given(sides, sides, st.integers(16, 1024), coordinates, coordinates)
+def test_frame_maps_there_and_back(rows: int, cols: int, size_px: int, x: float, y: float) -> None:
+    frame = Frame(rows, cols, size_px)
+    np.testing.assert_allclose(frame.to_film(frame.to_array(np.array([x, y]))), [x, y], rtol=0, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(90, 400), st.integers(90, 400), st.integers(48, 500), st.floats(0.3, 0.7), st.floats(0.3, 0.7))
+def test_a_dot_is_found_where_the_frame_says(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, cols: int, size_px: int, u: float, v: float
+) -> None:
+    x, y = round(u * cols), round(v * rows)
+    values = np.zeros((rows, cols), np.uint16)
+    values[y - 8 : y + 9, x - 8 : x + 9] = 4000
+    path = tmp_path_factory.getbasetemp() / "dot.dcm"
+    found = read_film(save(path, film(values, WindowCenter=2000, WindowWidth=4000)), size_px)
+    weight = found.image.astype(float)
+    centre = [(weight * axis).sum() / weight.sum() for axis in np.mgrid[:size_px, :size_px][::-1]]
+    np.testing.assert_allclose(centre, found.frame.to_array(np.array([x, y])), atol=0.5)
+
+
+def test_small_films_are_enlarged(tmp_path: Path) -> None:
+    small = read_film(save(tmp_path / "film.dcm", film(ramp(30, 20, 255).astype(np.uint8))), 96)
+    assert small.frame.inner == (96, 64)
+    steps = np.diff(small.image[:, 16:80].astype(int), axis=1)
+    assert steps.min() >= 0  # bilinear: no blocks, no overshoot
+    assert steps.max() < 12
+
+
+def test_bare_data_set_without_preamble(tmp_path: Path) -> None:
+    for implicit in (True, False):
+        dataset = film(ramp(), BitsStored=12)
+        whole = read_film(save(tmp_path / "whole.dcm", dataset), 60)
+        bare = Dataset({key: dataset[key] for key in list(dataset.keys())})
+        bare.save_as(tmp_path / "bare.dcm", implicit_vr=implicit, little_endian=True)
+        np.testing.assert_array_equal(read_film(tmp_path / "bare.dcm", 60).image, whole.image)
+
+
+def test_only_a_pseudonym_leaves(tmp_path: Path) -> None:
+    one = read_film(save(tmp_path / "1.dcm", film(ramp())), 30)
+    same = read_film(save(tmp_path / "2.dcm", film(ramp() // 2, PatientID="SECRET-4711 ")), 30)
+    other = read_film(save(tmp_path / "3.dcm", film(ramp(), PatientID="other")), 30)
+    assert one.patient == same.patient != other.patient
+    assert "SECRET" not in repr(one)
+    assert [read_film(save(tmp_path / "4.dcm", film(ramp(), PatientID=v)), 30).patient for v in ("", " ")] == ["", ""]
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Each file that is no usable film, and words its error must have."""
+    good = save(folder / "good.dcm", film(ramp())).read_bytes()
+    cases: dict[str, tuple[bytes | Dataset, str]] = {
+        "text": (b"hello, I am a text file\n" * 100, "not a DICOM file"),
+        "empty": (b"", "is empty"),
+        "zeros": (b"\0" * 1000, "not a DICOM file"),
+        "truncated": (good[:-3000], "cut short"),
+        "header only": (good[:300], "no image|cut short"),
+        "no pixels": (film(ramp(), PixelData=None), "no pixel data"),
+        "frames": (film(np.stack([ramp()] * 2).reshape(120, 44), NumberOfFrames=2, Rows=60), "2 frames"),
+        "rgb": (film(ramp(), SamplesPerPixel=3, PhotometricInterpretation="RGB"), "RGB with 3 samples"),
+        "palette": (film(ramp(), PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR"),
+        "no photometric": (film(ramp(), PhotometricInterpretation=None), "missing"),
+        "32 bit": (film(ramp().astype(np.uint32)), "32 bits allocated"),
+        "high bit": (film(ramp(), BitsStored=12, HighBit=3), "HighBit"),
+        "no rows": (film(ramp(), Rows=0), "0 rows"),
+        "huge": (film(ramp(), Rows=65000, Columns=65000), "65000 rows"),
+        "slope": (film(ramp(), RescaleSlope=0, RescaleIntercept=0), "RescaleSlope is 0"),
+        "short table": (film(ramp(), VOILUTSequence=lut(np.arange(99), 0, 33)), "lookup table"),
+        "all padding": (film(np.zeros((60, 44), np.uint16), PixelPaddingValue=0), "padding"),
+    }
+    report = film(ramp(), SOPClassUID=BasicTextSRStorage, PixelData=None, Rows=None, Columns=None)
+    cases["report"] = (report, "no image .*Basic Text SR")
+    paths = {}
+    for name, (content, words) in cases.items():
+        path = folder / f"{name}.dcm"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            save(path, content)
+        paths[name] = (path, words)
+    extended = save(folder / "extended.dcm", film(ramp(), BitsStored=12), next(iter(GDCM_SYNTAXES)))
+    packed = save(folder / "packed.dcm", film(ramp(), BitsStored=12), list(GDCM_SYNTAXES)[3]).read_bytes()
+    (folder / "cut jpeg.dcm").write_bytes(packed[:-200])
+    paths["cut jpeg"] = (folder / "cut jpeg.dcm", "cut short|cannot be decoded")
+    paths["extended"] = (extended, r"JPEG Extended \(Process 2 and 4\).*12-bit JPEG Extended is not supported")
+    paths["folder"] = (folder, "is a folder")
+    paths["absent"] = (folder / "absent.dcm", "No such file")
+    return paths
+
+
+def test_bad_files_say_what_and_how(tmp_path: Path) -> None:
+    for name, (path, words) in bad_files(tmp_path / "bad films").items():
+        with pytest.raises(UserError, match=words) as caught:
+            read_film(path, 64)
+        error = caught.value
+        assert error.where == str(path), name
+        assert len(error.remedy) > 10, name
+        assert "Jane" not in str(error), name
+        assert "SECRET" not in str(error), name
+
+
+def test_damage_is_an_error_or_a_film_never_a_crash(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every 97th truncation and 300 random byte changes of a film: UserError or a picture of the right form."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "film.dcm"
+    for syntax in (None, "1.2.840.10008.1.2.5"):
+        whole = save(path, film(ramp(), BitsStored=12, WindowCenter=2000, WindowWidth=3000), syntax).read_bytes()
+        damaged = [whole[:end] for end in range(0, len(whole), 97)]
+        for _ in range(150):
+            changed = bytearray(whole)
+            for place in rng.integers(128, min(len(whole), 1100), 4):
+                changed[place] = rng.integers(256)
+            damaged.append(bytes(changed))
+        for content in damaged:
+            path.write_bytes(content)
+            with contextlib.suppress(UserError):
+                assert read_film(path, 32).image.shape == (32, 32)
+    assert capfd.readouterr().out == ""
+
+
+def test_png_is_grey_without_text_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    path = tmp_path / "a folder" / "film.png"
+    write_png(path, image)
+    content = path.read_bytes()
+    assert set(re.findall(rb"IHDR|IDAT|IEND|tEXt|zTXt|iTXt|eXIf|tIME|pHYs", content)) == {b"IHDR", b"IDAT", b"IEND"}
+    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), image)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_png(path, 255 - image)
+    assert [p.name for p in path.parent.iterdir()] == ["film.png"]
+    assert path.read_bytes() == content
+    with pytest.raises(ValueError, match="uint8"):
+        write_png(path, image[None])
+
+
+def test_convert_a_folder(tmp_path: Path) -> None:
+    source, out = tmp_path / "my films", tmp_path / "out dir"
+    bad = bad_files(source)
+    spaced = film(ramp(80, 40), PixelSpacing=["0.2", "0.2"])
+    second = save(source / "sub" / "Doe_Jane.dcm", spaced)
+    for junk in ("annotations.json", ".DS_Store", "DICOMDIR", ".hidden/x.dcm"):
+        (source / junk).parent.mkdir(exist_ok=True)
+        (source / junk).write_text("{}")
+    seen: list[tuple[int, int]] = []
+    written, problems = convert(source, out, 64, lambda done, total, text: seen.append((done, total)))
+    expected_bad = {str(path) for name, (path, _) in bad.items() if name not in ("folder", "absent")}
+    assert {problem.where for problem in problems} == expected_bad
+    assert len(written) == 3  # good.dcm, packed.dcm and the one below
+    assert [path.name for path in written] == ["film_0001.png", "film_0002.png", "film_0003.png"]
+    assert seen[-1] == (len(seen), len(seen)) == (len(expected_bad) + 3,) * 2
+    everything = b"".join(path.read_bytes() for path in out.iterdir())
+    assert not re.search(rb"Doe|Jane|SECRET|4711|my films", everything)
+    rows = list(csv.DictReader((out / "frames.csv").read_text().splitlines()))
+    row = next(row for row in rows if row["source_sha256"] == hashlib.sha256(second.read_bytes()).hexdigest())
+    assert (row["rows"], row["cols"], row["row_mm"], row["kind"]) == ("80", "40", "0.2", "detector")
+    frame = Frame(80, 40, 64)
+    x = (10 + 0.5) * float(row["scale_x"]) - 0.5 + int(row["left"])
+    y = (70 + 0.5) * float(row["scale_y"]) - 0.5 + int(row["top"])
+    np.testing.assert_allclose(frame.to_array(np.array([10, 70])), [x, y])
+
+
+def test_convert_one_file_twice_and_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path / "in" / "film.dcm", film(ramp()))
+    first = convert(path, tmp_path / "out")[0][0].read_bytes()
+    assert convert(tmp_path, tmp_path / "out")[0][0].read_bytes() == first  # its own output is no input
+    assert cv2.imread(str(tmp_path / "out" / "film_0001.png"), cv2.IMREAD_UNCHANGED).shape == (512, 512)
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "absent"):
+        with pytest.raises(UserError, match=r"no films|no such"):
+            convert(tmp_path / nothing, tmp_path / "out")
