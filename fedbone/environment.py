@@ -2,11 +2,9 @@
 
 Standard library only, and plain enough for Python 3.8 to read it far enough to say which version is needed.
 
-| variable | meaning |
-|---|---|
-| FEDBONE_VENV | another folder for the environment; an existing one (conda, a cloud image's own) is used and never deleted |
-| TORCH_INDEX | take torch and torchvision from this index: https://download.pytorch.org/whl/cpu saves 3 GB, .../cu126 serves
-older GPU drivers; remembered by the environment until another index is named |
+FEDBONE_VENV names another folder for the environment; an existing one (conda, a cloud image's own) is used as it is
+and never deleted. TORCH_INDEX takes torch and torchvision from another index: https://download.pytorch.org/whl/cpu
+saves 3 GB, .../cu126 serves older GPU drivers; an environment remembers it until another index is named.
 
 A state file in the environment says how far a set-up came, so a killed one starts again cleanly.
 """
@@ -16,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +29,25 @@ STATE = "fedbone-environment.txt"
 FREE_BYTES = 10e9  # 6.6 GB installed with the CUDA build of torch, and 3 GB that pip downloads first
 FREE_BYTES_CPU = 5e9
 FROM_TORCH_INDEX = ("torch", "torchvision")
+# Runs a module in a process group that ends with the command that started it, even when that one is killed: an
+# orphaned pip would go on writing into the environment that the next run makes.
+ENDS_WITH_PARENT = """
+import os, runpy, sys, threading, time
+def watch(parent):
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os.killpg(0, 9)
+threading.Thread(target=watch, args=(int(sys.argv.pop(1)),), daemon=True).start()
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def check_python(version: tuple = sys.version_info[:2]) -> None:
     """Raises UserError unless this Python can carry the pinned packages."""
     if not OLDEST <= tuple(version[:2]) <= NEWEST:
         raise UserError(
-            "Python %d.%d" % tuple(version[:2]),  # noqa: UP031 - read by old Pythons too
+            "Python %d.%d" % tuple(version[:2]),
             "this project needs Python 3.11, 3.12 or 3.13",
             "Install one of them and name it: make run PYTHON=python3.12 (or python3.12 -m fedbone workbook)",
         )
@@ -80,16 +91,17 @@ def ensure(folder: Path | None = None) -> Path:
         raise UserError(REQUIREMENTS, "not found", "Run this command from a clone of the repository")
     if is_ready(folder):
         return python_of(folder)
-    check_python(_version_of(folder) if _works(folder) and not _is_half_made(folder) else sys.version_info)
-    if _is_half_made(folder) or (folder.exists() and not _works(folder)):
-        _remove(folder)
     index = torch_index(folder)
-    if not folder.exists():
+    usable = _works(folder) and _read_state(folder)[:1] not in (["making"], ["adding"])
+    check_python(_version_of(folder) if usable else sys.version_info)
+    if folder.exists() and not usable:
+        _remove(folder)
+    if usable:
+        _write_state(folder, ["adding", "", index])
+    else:
         _check_space(folder, index)
         _say(f"Making the environment {folder} (a few minutes, once)")
-        _create(folder)
-    else:
-        _write_state(folder, ["adding", "", index])
+        _create(folder, index)
     _install(folder, index)
     register_kernel(folder)
     _write_state(folder, ready_state(folder))
@@ -131,7 +143,7 @@ def _install(folder: Path, index: str) -> None:
         _say(f"Installing {' '.join(torch)} from {index}")
         remove = [*pip[:3], "uninstall", "-y", "-q", *FROM_TORCH_INDEX]  # else pip keeps PyPI's build
         subprocess.run(remove, capture_output=True, check=False)
-        if subprocess.call([*pip, "--index-url", index, *torch]):
+        if _call([*pip, "--index-url", index, *torch]):
             _say("That index does not have these versions: taking the newest before them")
             older = [line.replace("==", "<=") for line in torch]
             _run([*pip, "--index-url", index, *older], "pip found no torch there", "Check TORCH_INDEX")
@@ -142,11 +154,11 @@ def _install(folder: Path, index: str) -> None:
     _run([*pip, "-r", str(wanted)], "pip could not install the packages", advice)
 
 
-def _create(folder: Path) -> None:
+def _create(folder: Path, index: str) -> None:
     folder.mkdir(parents=True)
-    _write_state(folder, ["making", "", os.environ.get("TORCH_INDEX", "").strip()])
+    _write_state(folder, ["making", "", index])
     base = getattr(sys, "_base_executable", None) or sys.executable
-    advice = "On Debian and Ubuntu: apt-get install python%d.%d-venv" % sys.version_info[:2]  # noqa: UP031
+    advice = "On Debian and Ubuntu: apt-get install python%d.%d-venv" % sys.version_info[:2]
     _run([base, "-m", "venv", str(folder)], "python -m venv failed", advice)
 
 
@@ -154,16 +166,13 @@ def _remove(folder: Path) -> None:
     """Delete a half-made environment in two steps, so that a kill in between leaves nothing that looks whole."""
     own = (folder / "pyvenv.cfg").exists() or _read_state(folder)[:1] == ["making"] or not any(folder.iterdir())
     if not own:
-        raise UserError(folder, "its set-up was interrupted and it is not fedbone's own", "Repair or remove it")
+        remedy = f"Run pip install -r requirements.txt in it and delete its {STATE}, or unset FEDBONE_VENV"
+        raise UserError(folder, "its set-up was interrupted, and it is not fedbone's to delete", remedy)
     _say(f"{folder} is incomplete: making it anew")
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_half_made(folder: Path) -> bool:
-    return _read_state(folder)[:1] in (["making"], ["adding"])
 
 
 def _works(folder: Path) -> bool:
@@ -195,8 +204,22 @@ def _check_space(folder: Path, index: str) -> None:
 
 
 def _run(command: list[str], problem: str, remedy: str) -> None:
-    if subprocess.call(command):
+    if _call(command):
         raise UserError(" ".join(command[:4]), problem, remedy)
+
+
+def _call(command: list[str]) -> int:
+    """Exit code of ``python -m module arguments``, which does not outlive this process."""
+    if os.name == "nt":
+        return subprocess.call(command)
+    guarded = [command[0], "-c", ENDS_WITH_PARENT, str(os.getpid()), *command[2:]]
+    process = subprocess.Popen(guarded, start_new_session=True)
+    try:
+        return process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def _read_state(folder: Path) -> list[str]:

@@ -145,6 +145,7 @@ def test_a_bad_record_costs_only_itself(tmp_path: Path, change: str) -> None:
     assert len(survivors) == 3
     with pytest.raises(UserError, match=BAD_RECORDS[change]):
         raise found.problems[0]
+    assert len(found.problems) == (2 if "i['id']" in change else 1)  # without its id, the label has no film either
     error = found.problems[0]
     assert error.where.startswith(str(path))
     assert "id" in error.where

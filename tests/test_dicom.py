@@ -24,6 +24,8 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
 )
 
 from fedbone.errors import UserError
@@ -375,11 +377,14 @@ def test_bad_files_say_what_and_how(tmp_path: Path) -> None:
 
 
 def test_damage_is_an_error_or_a_film_never_a_crash(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every 97th truncation and 300 random byte changes of a film: UserError or a picture of the right form."""
+    """Every 97th truncation and 150 times four random bytes of a film: UserError or a picture of the right form."""
     rng = np.random.default_rng(0)
     path = tmp_path / "film.dcm"
-    for syntax in (None, "1.2.840.10008.1.2.5"):
-        whole = save(path, film(ramp(), BitsStored=12, WindowCenter=2000, WindowWidth=3000), syntax).read_bytes()
+    for syntax in (None, RLELossless, JPEG2000Lossless):
+        dataset = film(ramp(), BitsStored=12, WindowCenter=2000, WindowWidth=3000)
+        if syntax:
+            dataset.compress(syntax)
+        whole = save(path, dataset).read_bytes()
         damaged = [whole[:end] for end in range(0, len(whole), 97)]
         for _ in range(150):
             changed = bytearray(whole)
@@ -391,6 +396,19 @@ def test_damage_is_an_error_or_a_film_never_a_crash(tmp_path: Path, capfd: pytes
             with contextlib.suppress(UserError):
                 assert read_film(path, 32).image.shape == (32, 32)
     assert capfd.readouterr().out == ""
+
+
+def test_a_decoder_that_dies_does_not_take_us_with_it(tmp_path: Path) -> None:
+    """gdcm 3.2 ends its process (signals 6 and 11) on these one-byte changes of a JPEG lossless header."""
+    path = save(tmp_path / "film.dcm", film(ramp(), BitsStored=12), JPEGLosslessSV1)
+    whole = path.read_bytes()
+    start = whole.index(b"\xff\xd8\xff\xc3")
+    for place in (6, 15):
+        changed = bytearray(whole)
+        changed[start + place] ^= 0x5A
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"JPEG Lossless.*cannot be decoded"):
+            read_film(path, 32)
 
 
 def test_png_is_grey_without_text_and_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def test_a_film_depends_on_its_index_alone() -> None:
     for name in SITES:
         simulate_film(name, 1, 8, 96)
     again = simulate_film("hospital_c", 1, 7, 96)
-    assert (alone.image == again.image).all() and (alone.truth == again.truth).all()
+    assert (alone.image == again.image).all()
+    assert (alone.truth == again.truth).all()
     assert alone.cobb_deg == again.cobb_deg
     assert (alone.image != simulate_film("hospital_c", 1, 6, 96).image).any()
     assert (alone.image != simulate_film("hospital_c", 2, 7, 96).image).any()
@@ -59,14 +60,16 @@ def test_training_sets(tmp_path: Path) -> None:
     for hospital in hospitals:
         assert hospital.joints == COCO_JOINTS
         for films, count in ((hospital.train, 6), (hospital.test, 5)):
-            assert films.images.shape == (count, 64, 64) and films.images.dtype == np.uint8
+            assert films.images.shape == (count, 64, 64)
+            assert films.images.dtype == np.uint8
             assert films.keypoints.shape == films.truth.shape == (count, 17, 3)
             labelled = films.keypoints[..., 2] > 0
             assert {COCO_JOINTS[j] for j in np.flatnonzero(labelled.any(axis=0))} <= LABELS[hospital.name]
             assert (films.keypoints[labelled] == films.truth[labelled]).all()
             assert (films.truth[..., 2] > 0).sum() >= labelled.sum()
             shown = films.truth[films.truth[..., 2] > 0][:, :2]
-            assert (shown >= 0).all() and (shown <= 63).all()
+            assert (shown >= 0).all()
+            assert (shown <= 63).all()
             assert np.isfinite(films.spacing_mm).all()
             people.append(set(films.patients))
         assert len(set(hospital.train.patients)) < len(hospital.train)  # some patients come twice
@@ -90,7 +93,8 @@ def test_cache_is_used_and_made_again_when_damaged(tmp_path: Path) -> None:
     flipped[len(flipped) // 2] ^= 255
     files[2].write_bytes(bytes(flipped))
     assert digest() == first
-    assert files[0].stat().st_mtime_ns == stamp and files[1].read_bytes() == whole
+    assert files[0].stat().st_mtime_ns == stamp
+    assert files[1].read_bytes() == whole
     files[0].write_bytes(b"")
     assert digest() == first
 
@@ -127,14 +131,19 @@ def test_sample_hospitals_differ_and_labels_carry_no_identity(sample: Path) -> N
         text = (sample / name / "annotations.json").read_text()
         for path in sorted((sample / name).glob("*.dcm")):
             dataset = pydicom.dcmread(path)
-            assert dataset.PatientName and dataset.PatientBirthDate and dataset.InstitutionName
-            assert dataset.PatientID not in text and str(dataset.PatientName.family_name) not in text
+            assert dataset.PatientName
+            assert dataset.PatientBirthDate
+            assert dataset.InstitutionName
+            assert dataset.PatientID not in text
+            assert str(dataset.PatientName.family_name) not in text
             pitch = "PixelSpacing" in dataset
             seen.append((dataset.Manufacturer, dataset.BitsStored, dataset.file_meta.TransferSyntaxUID, pitch))
         content = json.loads(text)
         assert all(len(image["patient_id"]) == 12 for image in content["images"])
-    makers, bits, _, pitches = zip(*seen)
-    assert len(set(makers)) == 3 and len(set(bits)) == 3 and set(pitches) == {True, False}
+    makers, bits, _, pitches = zip(*seen, strict=False)
+    assert len(set(makers)) == 3
+    assert len(set(bits)) == 3
+    assert set(pitches) == {True, False}
     assert {pydicom.dcmread(p).PhotometricInterpretation for p in sample.rglob("*.dcm")} == {
         "MONOCHROME1",
         "MONOCHROME2",

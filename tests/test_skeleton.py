@@ -1,4 +1,4 @@
-"""The posed skeleton: joint truth against the bone surfaces themselves, joint limits, couplings, scoliosis, no litter."""
+"""The posed skeleton: joint truth against the bone surfaces, joint limits, couplings, scoliosis, no litter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def posed() -> PosedSkeleton:
     return load_skeleton().pose(BIG, angles | raised, CURVE)
 
 
-@pytest.mark.parametrize(("joint", "bone", "radius_mm"), [(11, "l_femur", 30), (12, "r_femur", 30), (5, "humerus_l", 32)])
+@pytest.mark.parametrize(
+    ("joint", "bone", "radius_mm"), [(11, "l_femur", 30), (12, "r_femur", 30), (5, "humerus_l", 32)]
+)
 def test_ball_joints_lie_in_the_middle_of_their_round_head(posed, joint, bone, radius_mm) -> None:
     centre = posed.joints_mm[joint]
     ray = surface(posed, bone) - centre
@@ -47,19 +49,22 @@ def test_ball_joints_lie_in_the_middle_of_their_round_head(posed, joint, bone, r
     assert np.ptp(np.percentile(length[near], [10, 90])) < 12
 
 
+def compartment(points: np.ndarray, knee: np.ndarray, half: int) -> np.ndarray:
+    """Heights of the surface points 12-35 mm beside the knee's centre and up to 20 mm before or behind it."""
+    across = (points[:, 0] - knee[0]) * half
+    near = (across > 12) & (across < 35) & (np.abs(points[:, 1] - knee[1]) < 20)
+    return points[near & (np.abs(points[:, 2] - knee[2]) < 40), 2]
+
+
 @pytest.mark.parametrize(("joint", "side"), [(13, "l"), (14, "r")])
-def test_knee_lies_between_condyles_and_plateau(posed, joint, side) -> None:
+@pytest.mark.parametrize("size", [0.85, 1.15])
+def test_knee_lies_between_condyles_and_plateau(size, joint, side) -> None:
+    posed = load_skeleton().pose(Patient((1, 1, 1, 1, size)), {})
     knee = posed.joints_mm[joint]
     femur, tibia = surface(posed, f"{side}_femur"), surface(posed, f"{side}_tibia")
     for half in (-1, 1):
-        # each compartment, 12-35 mm beside the centre and 20 mm in depth around it
-        def compartment(points: np.ndarray) -> np.ndarray:
-            across = (points[:, 0] - knee[0]) * half
-            near = (across > 12) & (across < 35) & (np.abs(points[:, 1] - knee[1]) < 20)
-            return points[near & (np.abs(points[:, 2] - knee[2]) < 40), 2]
-
-        assert compartment(femur).min() > knee[2] - 4
-        assert compartment(tibia).max() < knee[2] + 4
+        assert compartment(femur, knee, half).min() > knee[2] - 4
+        assert compartment(tibia, knee, half).max() < knee[2] + 4
     assert femur[:, 2].min() - 12 < knee[2] < femur[:, 2].min() + 12
 
 
@@ -76,8 +81,10 @@ def test_face_points_lie_on_the_skull(posed) -> None:
     assert ((face[:, [0, 2]] > low[[0, 2]]) & (face[:, [0, 2]] < high[[0, 2]])).all()
     gaps = np.linalg.norm(skull[None] - face[:, None], axis=2).min(axis=1)
     assert gaps[[0, 3, 4]].max() < 15  # nasion and ears touch bone
-    assert 10 < gaps[[1, 2]].min() and gaps[[1, 2]].max() < 35  # the centre of an orbit is empty
-    assert face[1, 0] > face[0, 0] > face[2, 0] and face[3, 0] > face[1, 0]  # left is +x
+    assert gaps[[1, 2]].min() > 10
+    assert gaps[[1, 2]].max() < 35
+    assert face[1, 0] > face[0, 0] > face[2, 0]
+    assert face[3, 0] > face[1, 0]
 
 
 def test_elbow_wrist_and_ankle_touch_the_bones_they_join(posed) -> None:
@@ -89,7 +96,7 @@ def test_elbow_wrist_and_ankle_touch_the_bones_they_join(posed) -> None:
 def test_limits_and_couplings_hold() -> None:
     skeleton = load_skeleton()
     rng = np.random.default_rng(1)
-    names = [n for n in ("knee_angle_l", "shoulder_elv_r", "hip_flexion_l", "elbow_flexion_r", "lat_bending")]
+    names = ["knee_angle_l", "shoulder_elv_r", "hip_flexion_l", "elbow_flexion_r", "lat_bending"]
     model = skeleton.model
     for _ in range(5):
         posed = skeleton.pose(BIG, {name: float(rng.uniform(-4, 4)) for name in names})
@@ -97,7 +104,9 @@ def test_limits_and_couplings_hold() -> None:
             low, high = model.joint(name).range
             assert low - 1e-9 <= value <= high + 1e-9, name
         for e in range(model.neq):
-            joint, lead = (model.joint(int(i[e])).name if i[e] >= 0 else None for i in (model.eq_obj1id, model.eq_obj2id))
+            joint, lead = (
+                model.joint(int(i[e])).name if i[e] >= 0 else None for i in (model.eq_obj1id, model.eq_obj2id)
+            )
             x = posed.angles[lead] if lead else 0.0
             wanted = sum(c * x**k for k, c in enumerate(model.eq_data[e, :5]))
             assert posed.angles[joint] == pytest.approx(np.clip(wanted, *model.joint(joint).range), abs=1e-6)
@@ -110,7 +119,8 @@ def test_an_unknown_joint_is_refused() -> None:
 
 def test_cobb_angle_is_that_of_the_displaced_vertebrae(posed) -> None:
     x, _, z = posed.vertebrae_mm.T
-    assert (np.diff(z) < 0).all() and len(z) == 17
+    assert (np.diff(z) < 0).all()
+    assert len(z) == 17
     tilt = np.degrees(np.arctan2(x[:-1] - x[1:], z[:-1] - z[1:]))  # from neighbours' centres, coarser than a tangent
     assert posed.cobb_deg == pytest.approx(np.ptp(tilt), abs=4)
     assert 40 < posed.cobb_deg < 60
@@ -126,9 +136,7 @@ def test_shoulders_follow_the_bent_spine() -> None:
     assert abs(top[0]) > 40
     assert np.abs(moved[:11, 0] - top[0]).max() < 15
     for joint, bone in ((5, "humerus_l"), (6, "humerus_r"), (5, "scapula_l")):
-        before, after = (
-            np.linalg.norm(surface(p, bone) - p.joints_mm[joint], axis=1).min() for p in (straight, bent)
-        )
+        before, after = (np.linalg.norm(surface(p, bone) - p.joints_mm[joint], axis=1).min() for p in (straight, bent))
         assert after == pytest.approx(before, abs=0.01)
     assert np.abs(moved[11:]).max() < 1e-9
 
@@ -138,7 +146,8 @@ def test_poses_do_not_influence_each_other() -> None:
     first = skeleton.pose(Patient(), {"knee_angle_l": 0.3})
     skeleton.pose(BIG, {"hip_flexion_l": 1.0, "shoulder_elv_r": 1.0}, CURVE)
     again = skeleton.pose(Patient(), {"knee_angle_l": 0.3})
-    assert (first.joints_mm == again.joints_mm).all() and (first.place == again.place).all()
+    assert (first.joints_mm == again.joints_mm).all()
+    assert (first.place == again.place).all()
 
 
 def test_loading_is_silent_and_writes_nothing(tmp_path: Path) -> None:

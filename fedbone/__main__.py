@@ -1,0 +1,166 @@
+"""The few commands a shell needs: ``python -m fedbone COMMAND``; ``--help`` lists them.
+
+The first group works in the repository's own environment, which it builds when it is missing; the second in the
+Python that runs it. Exit codes: 0 done, 1 something failed and was reported, 2 an input to correct, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedbone import environment
+from fedbone.errors import UserError
+
+
+def run_workbook(args: argparse.Namespace) -> int:
+    """Execute the notebooks in order and build the book."""
+    from fedbone.teaching import workbook
+
+    return workbook.build()
+
+
+def run_notebooks(args: argparse.Namespace) -> int:
+    """Execute every notebook and write the outputs back into notebooks/."""
+    from fedbone.teaching import workbook
+
+    return workbook.write_back(args.names)
+
+
+def run_test(args: argparse.Namespace) -> int:
+    """Unit tests, then nbval over the notebooks."""
+    from fedbone.teaching import testing
+
+    return testing.test()
+
+
+def run_test_all(args: argparse.Namespace) -> int:
+    """Everything that ``test`` leaves out because it is slow."""
+    from fedbone.teaching import testing
+
+    return testing.test_all()
+
+
+def run_lab(args: argparse.Namespace) -> int:
+    """JupyterLab on notebook 00."""
+    from fedbone.teaching import workbook
+
+    environment.register_kernel(environment.environment_dir())
+    return workbook.lab()
+
+
+def run_federate(args: argparse.Namespace) -> int:
+    """Train on the generated hospitals or on a folder of own films."""
+    from fedbone.federation import command
+
+    return command.main(args)
+
+
+def run_sample(args: argparse.Namespace) -> int:
+    """Write sample hospitals."""
+    from fedbone.imaging.hospitals import write_sample
+    from fedbone.progress import Bar
+
+    with Bar("writing films", "film") as progress:
+        write_sample(args.out, films=args.films, seed=args.seed, progress=progress)
+    return 0
+
+
+def run_dicom(args: argparse.Namespace) -> int:
+    """Turn DICOM files into PNG and frame; films that fail are listed, the others are written."""
+    from fedbone.imaging.dicom import convert
+    from fedbone.progress import Bar
+
+    with Bar("reading films", "film") as progress:
+        _, problems = convert(args.input, args.out, size_px=args.size, progress=progress)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def run_clean(args: argparse.Namespace) -> int:
+    """Remove build/ and the caches of Python and pytest; .venv and data/ stay."""
+    import shutil
+
+    root = environment.REPOSITORY
+    caches = [p for top in ("fedbone", "tests", "notebooks") for p in (root / top).rglob("__pycache__")]
+    for path in [root / "build", root / ".pytest_cache", root / ".ruff_cache", root / ".hypothesis", *caches]:
+        shutil.rmtree(path, ignore_errors=True)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="python -m fedbone", description="Federated bone keypoints: a workbook.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, work, text: str, needs_environment: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(work=work, needs_environment=needs_environment)
+        return sub
+
+    add("workbook", run_workbook, "execute notebooks 00-05 and build build/workbook/index.html (make run)", True)
+    add("test", run_test, "unit tests, then the notebooks against their stored results (make test)", True)
+    add("test-all", run_test_all, "slow tests, workbook and wheel check (make test-all)", True)
+    add("lab", run_lab, "JupyterLab on notebook 00 (make lab)", True)
+    sub = add("notebooks", run_notebooks, "execute notebooks and write their outputs back (make notebooks)", True)
+    sub.add_argument("names", nargs="*", help="file names or their beginnings, e.g. 03; default: all")
+    add("clean", run_clean, "remove build/ and caches; the environment stays (make clean)")
+    _add_federate(add("federate", run_federate, "train one model over hospitals: generated ones, or your own films"))
+    sub = add("sample", run_sample, "write three sample hospitals: DICOM films and COCO keypoints")
+    sub.add_argument("out", type=Path, metavar="OUT")
+    sub.add_argument("--films", type=positive, default=12, help="films a hospital (default 12)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub = add("dicom", run_dicom, "turn DICOM films into 8-bit PNG and the frame that maps back to the film")
+    sub.add_argument("input", type=Path, metavar="IN", help="a DICOM file or a folder of them")
+    sub.add_argument("out", type=Path, metavar="OUT")
+    sub.add_argument("--size", type=positive, default=512, metavar="PX", help="side of the square PNG (default 512)")
+    return top
+
+
+def _add_federate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", type=Path, help="folder with one sub-folder per hospital (default: generated hospitals)")
+    sub.add_argument("--out", type=Path, required=True, help="folder for model.safetensors, history.csv, results.json")
+    sub.add_argument("--profile", choices=("cpu", "t4", "a100"), help="default: FEDBONE_PROFILE, else cpu")
+    sub.add_argument("--rounds", type=positive, help="default: that of the profile")
+    sub.add_argument("--size", type=positive, metavar="PX", help="side of the square input; default: the profile's")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--compare", action="store_true", help="also train local-only and pooled, same presentations")
+    sub.add_argument("--split-by-file", action="store_true", help="films without a patient id may be split by file")
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 or more")
+    return int(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; every error a user can correct ends in one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(arguments)
+    try:
+        if args.needs_environment:
+            environment.enter(arguments)
+        else:
+            environment.check_python()
+        return args.work(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if (error.name or "").startswith("fedbone"):  # ours: a defect, not a missing package
+            raise
+        from fedbone.teaching.setup import explain_import
+
+        print(explain_import(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped (Ctrl-C); nothing half-written is left.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

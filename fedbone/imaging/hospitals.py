@@ -1,0 +1,159 @@
+"""The three hospitals' films: training and test sets for a model, and sample folders of DICOM files.
+
+Patients never appear at two hospitals, and training, test and sample films come from different patients.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedbone.config import build_dir
+from fedbone.files import write_atomic
+from fedbone.imaging.coco import COCO_JOINTS, write_annotations
+from fedbone.imaging.dataset import FilmSet, HospitalData
+from fedbone.imaging.film_files import film_bytes
+from fedbone.imaging.frame import Frame, Spacing
+from fedbone.imaging.radiograph import to_grey
+from fedbone.imaging.sites import SITES, own_labels, pseudonym, render
+
+Progress = Callable[[int, int, str], None]
+GENERATOR_VERSION = 4  # raise it with every change that alters a pixel or a label: caches carry it in their name
+_TEST_FROM, _SAMPLE_FROM = 100_000, 200_000  # first film index of the test and the sample films
+
+
+@dataclass(frozen=True)
+class SimulatedFilm:
+    """One generated film as a model reads it.
+
+    image (S, S) uint8, bone bright, padded; keypoints (17, 3) float32: the hospital's own labels; truth (17, 3): every
+    joint inside the film; spacing_mm (2,): x and y per array pixel; patient: pseudonym; cobb_deg: hospital C only.
+    """
+
+    image: np.ndarray
+    keypoints: np.ndarray
+    truth: np.ndarray
+    spacing_mm: np.ndarray
+    patient: str
+    cobb_deg: float | None
+
+
+def simulate_film(hospital: str, seed: int, index: int, size_px: int) -> SimulatedFilm:
+    """Film ``index`` of a hospital, scaled and padded to (size_px, size_px) as reading its DICOM file would.
+
+    Raises KeyError for an unknown hospital.
+    """
+    site = SITES[hospital]
+    frame = Frame(*site.film, size_px)
+    exposure = render(hospital, seed, index, frame.inner, site.film)
+    frame = Frame(*site.film, size_px, Spacing(*exposure.pitch_mm[::-1], site.kind))
+    (rows, cols), (top, left) = frame.inner, frame.offset
+    image = np.zeros((size_px, size_px), np.uint8)
+    image[top : top + rows, left : left + cols] = to_grey(exposure.film, exposure.limits)
+    truth = exposure.truth.copy()
+    seen = truth[:, 2] > 0
+    truth[seen, :2] = frame.to_array(truth[seen, :2])
+    patient = pseudonym(hospital, seed, exposure.patient_number)
+    spacing = frame.array_spacing_mm().astype(np.float32)
+    return SimulatedFilm(image, own_labels(hospital, truth), truth, spacing, patient, exposure.cobb_deg)
+
+
+def training_hospitals(
+    size_px: int,
+    seed: int = 0,
+    n_train: int = 200,
+    n_test: int = 100,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[HospitalData]:
+    """The three hospitals' training and test films, generated once and kept as one .npz a hospital.
+
+    The cache (default: build_dir()/cache) is made again when it is missing, damaged or of another generator.
+    ``progress(done, total, text)`` is called after each film.
+    """
+    folder = Path(cache_dir) if cache_dir else build_dir() / "cache"
+    total, hospitals = len(SITES) * (n_train + n_test), []
+    for number, name in enumerate(SITES):
+        path = folder / f"{name}_v{GENERATOR_VERSION}_s{seed}_px{size_px}_n{n_train}_t{n_test}.npz"
+        sets = _read_cache(path)
+        if sets is None:
+            sets = []
+            for first, count, done in ((0, n_train, 0), (_TEST_FROM, n_test, n_train)):
+                before = number * (n_train + n_test) + done
+                sets.append(_film_set(name, seed, range(first, first + count), size_px, before, total, progress))
+            _write_cache(path, sets)
+        hospitals.append(HospitalData(name, COCO_JOINTS, *sets))
+        if progress:
+            progress((number + 1) * (n_train + n_test), total, f"{name} ready")
+    return hospitals
+
+
+def _film_set(
+    name: str, seed: int, indices: range, size_px: int, before: int, total: int, progress: Progress | None
+) -> FilmSet:
+    films = []
+    for index in indices:
+        films.append(simulate_film(name, seed, index, size_px))
+        if progress:
+            progress(before + len(films), total, f"{name}: drawing films")
+    return FilmSet(
+        np.stack([f.image for f in films]),
+        np.stack([f.keypoints for f in films]),
+        np.stack([f.spacing_mm for f in films]),
+        tuple(f.patient for f in films),
+        np.stack([f.truth for f in films]),
+    )
+
+
+def _write_cache(path: Path, sets: list[FilmSet]) -> None:
+    arrays = {}
+    for part, films in zip(("train", "test"), sets, strict=False):
+        arrays |= {f"{part}_{k}": getattr(films, k) for k in ("images", "keypoints", "spacing_mm", "truth")}
+        arrays[f"{part}_patients"] = np.array(json.dumps(films.patients))
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read_cache(path: Path) -> list[FilmSet] | None:
+    """The two sets in a cache file, or None if there is none or it is damaged (zip keeps a checksum of each array)."""
+    try:
+        with np.load(path) as file:
+            return [
+                FilmSet(
+                    *(file[f"{part}_{k}"] for k in ("images", "keypoints", "spacing_mm")),
+                    tuple(json.loads(str(file[f"{part}_patients"]))),
+                    file[f"{part}_truth"],
+                )
+                for part in ("train", "test")
+            ]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_sample(out: Path, films: int = 12, seed: int = 0, progress: Progress | None = None) -> list[Path]:
+    """Folders hospital_a, _b and _c in ``out``, each with DICOM films and annotations.json; returns the films' paths.
+
+    The same seed gives the same bytes on the same machine and packages. ``patient_id`` of the labels is a pseudonym.
+    """
+    written: list[Path] = []
+    for name, site in SITES.items():
+        images, labels = [], []
+        for number in range(films):
+            exposure = render(name, seed, _SAMPLE_FROM + number, site.film, site.film)
+            file_name = f"film_{number + 1:03d}.dcm"
+            written.append(write_atomic(Path(out) / name / file_name, film_bytes(name, seed, number, exposure)))
+            patient = pseudonym(name, seed, exposure.patient_number)
+            rows, cols = site.film
+            images.append({"file_name": file_name, "width": cols, "height": rows, "patient_id": patient})
+            labels.append(own_labels(name, exposure.truth))
+            if progress:
+                progress(len(written), films * len(SITES), f"{name}/{file_name}")
+        write_annotations(Path(out) / name / "annotations.json", COCO_JOINTS, images, labels)
+    return written
