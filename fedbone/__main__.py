@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("sample", run_sample, "write three sample hospitals: DICOM films and COCO keypoints")
     sub.add_argument("out", type=Path, metavar="OUT")
     sub.add_argument("--films", type=positive, default=12, help="films a hospital (default 12)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=natural, default=0)
     sub = add("dicom", run_dicom, "turn DICOM films into 8-bit PNG and the frame that maps back to the film")
     sub.add_argument("input", type=Path, metavar="IN", help="a DICOM file or a folder of them")
     sub.add_argument("out", type=Path, metavar="OUT")
@@ -125,9 +125,16 @@ def _add_federate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--profile", choices=("cpu", "t4", "a100"), help="default: FEDBONE_PROFILE, else cpu")
     sub.add_argument("--rounds", type=positive, help="default: that of the profile")
     sub.add_argument("--size", type=positive, metavar="PX", help="side of the square input; default: the profile's")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=natural, default=0)
     sub.add_argument("--compare", action="store_true", help="also train local-only and pooled, same presentations")
     sub.add_argument("--split-by-file", action="store_true", help="films without a patient id may be split by file")
+
+
+def natural(text: str) -> int:
+    """An argparse type: a whole number of 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 0 or more")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -148,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
             environment.check_python()
         return args.work(args)
     except UserError as error:
-        print(error, file=sys.stderr)
+        # what else was found on the way rides along as notes
+        print(error, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 2
     except ImportError as error:
         if (error.name or "").startswith("fedbone"):  # ours: a defect, not a missing package

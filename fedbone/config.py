@@ -23,7 +23,7 @@ WEIGHTS = SAMPLE / "weights"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One set of choices for one kind of machine; ``facts`` for each choice are in notebooks 02, 03 and 05."""
+    """One set of choices for one kind of machine; notebooks 02, 03 and 05 give the reason for each."""
 
     name: str
     preset: str  # HRNet preset, see fedbone.model.hrnet.PRESETS
@@ -45,7 +45,7 @@ class Profile:
 
 
 PROFILES = {
-    "cpu": Profile("cpu", "w8n", 128, 256, 16, "cpu", "fp32", 1.5),
+    "cpu": Profile("cpu", "w8n", 128, 256, 8, "cpu", "fp32", 1.5),
     "t4": Profile("t4", "w32", 512, 512, 16, "cuda", "fp16", 2.0),
     "a100": Profile("a100", "w32", 512, 512, 32, "cuda", "bf16", 2.0),
 }

@@ -16,4 +16,4 @@ class UserError(ValueError):
         super().__init__(f"{where}: {problem}. {remedy}")
 
     def __reduce__(self):  # ValueError would rebuild it from the joined text when it crosses processes
-        return type(self), (self.where, self.problem, self.remedy)
+        return type(self), (self.where, self.problem, self.remedy), self.__dict__  # the notes are in __dict__

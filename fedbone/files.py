@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 def write_atomic(path: Path, write: bytes | Callable[[BinaryIO], None]) -> Path:
-    """Write bytes (or call ``write`` with the open binary file) so that a kill at any moment leaves old or new, never half.
+    """Write bytes, or call ``write`` with the open binary file; a kill at any moment leaves the old or the new file.
 
     The parent folder is made. Returns ``path``. Raises OSError as the file system does; the temporary file is removed.
     """

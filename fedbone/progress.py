@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 
 from tqdm.auto import tqdm
@@ -15,7 +16,9 @@ class Bar:
 
     def __call__(self, done: int, total: int, text: str) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=self.title, unit=self.unit)
+            # the notebook's bar ignores TQDM_DISABLE, so say it
+            off = os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+            self._bar = tqdm(total=total, desc=self.title, unit=self.unit, disable=off)
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)
 

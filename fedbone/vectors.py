@@ -78,7 +78,7 @@ def to_vector(model: nn.Module) -> np.ndarray:
 
 
 def load_vector(model: nn.Module, vector: np.ndarray) -> None:
-    """Copy ``vector`` (size,) into the parameters. Raises ValueError on a wrong length or a value that is not finite."""
+    """Copy ``vector`` (size,) into the parameters. Raises ValueError on a wrong length or a NaN or infinite value."""
     parameters = list(model.parameters())
     expected = sum(p.numel() for p in parameters)
     if vector.shape != (expected,):

@@ -3,6 +3,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+
 from fedbone.privacy.accounting import gaussian_delta, gaussian_epsilon, log_normal_cdf
 
 

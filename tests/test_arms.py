@@ -5,9 +5,9 @@ import textwrap
 import time
 
 import pytest
+
 from fedbone.federation.arms import presentations, rounds_for, run_arms
 from fedbone.vectors import sha256
-
 from tests.helpers import dot_hospital, tiny_profile
 
 HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2, count=12)]
@@ -16,7 +16,9 @@ HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2, count=12
 @pytest.fixture(scope="module")
 def ran():
     ticks = []
-    arms = run_arms(dict.fromkeys(["federated", "pooled", "a"], tiny_profile()), HOSPITALS, progress=lambda *t: ticks.append(t))
+    arms = run_arms(
+        dict.fromkeys(["federated", "pooled", "a"], tiny_profile()), HOSPITALS, progress=lambda *t: ticks.append(t)
+    )
     return arms, ticks
 
 
@@ -54,7 +56,8 @@ def test_presentations_and_rounds_for_small_collections():
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         import multiprocessing
         from fedbone.federation.arms import run_arms
         from tests.helpers import dot_hospital, tiny_profile
@@ -63,7 +66,8 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
         if __name__ == "__main__":
             arms = dict.fromkeys(["federated", "pooled"], tiny_profile(rounds=100000))
             run_arms(arms, [dot_hospital("a")], progress=tell)
-    """))
+    """)
+    )
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
     ) as parent:

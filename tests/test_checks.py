@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+
 from fedbone.teaching.checks import ClaimError, budget, claim, grade, peak_memory_gb
 
 
@@ -51,5 +52,5 @@ def test_the_budget_is_checked_and_the_peak_is_this_process(capsys):
     block = bytearray(300_000_000)
     assert 0.3 < peak_memory_gb() < 50
     del block
-    with pytest.raises(ClaimError, match="0.001 minutes"):
+    with pytest.raises(ClaimError, match=r"0\.001 minutes"):
         budget(time.perf_counter() - 1, minutes=0.001, gigabytes=50)

@@ -7,12 +7,12 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+
 from fedbone.errors import UserError
 from fedbone.federation.command import federate, main, standard_arms
 from fedbone.imaging.hospitals import write_sample
 from fedbone.model.hrnet import load_model
 from fedbone.vectors import sha256, to_vector
-
 from tests.helpers import JOINTS, dot_hospital, tiny_profile
 
 SCHEMA = json.loads(Path(__file__).with_name("results.schema.json").read_text())
@@ -79,7 +79,8 @@ def test_a_hospital_with_the_name_of_an_arm_is_refused():
 
 
 def command_line(**changes) -> argparse.Namespace:
-    values = dict(data=None, out=None, profile="cpu", rounds=1, size=32, seed=0, compare=False, split_by_file=False)
+    values = {"data": None, "out": None, "profile": "cpu", "rounds": 1, "size": 32, "seed": 0}
+    values |= {"compare": False, "split_by_file": False}
     return argparse.Namespace(**(values | changes))
 
 

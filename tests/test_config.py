@@ -1,4 +1,5 @@
 import pytest
+
 from fedbone.config import build_dir, get_profile, is_full_run, own_data
 from fedbone.errors import UserError
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedbone.model.decoding import array_to_heatmap, confidence, heatmap_to_array, soft_argmax
 
 

@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from fedbone.privacy.accounting import gaussian_epsilon
-from fedbone.privacy.dp import GaussianNoise, clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fedbone.privacy.accounting import gaussian_epsilon
+from fedbone.privacy.dp import GaussianNoise, clip
 
 
 @settings(max_examples=200, deadline=None)

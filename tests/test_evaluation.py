@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from fedbone.federation.evaluation import evaluate, film_error_px, paired_difference, worst_joint
 
+from fedbone.federation.evaluation import evaluate, film_error_px, paired_difference, worst_joint
 from tests.helpers import JOINTS, dot_hospital
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+
 from fedbone.files import write_atomic, write_json
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.federation.rounds import initial_vector
 from fedbone.vectors import sha256
-
 from tests.helpers import dot_hospital, tiny_profile
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedbone.errors import UserError
 from fedbone.model.hrnet import build
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedbone.model.losses import gaussian_targets, keypoint_loss, wing
 
 

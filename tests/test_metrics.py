@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from fedbone.imaging.dataset import FilmSet
 from fedbone.model.metrics import join, macro, pck, radial_errors, reference_px, summarise
 

@@ -2,6 +2,7 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+
 from fedbone.teaching.plots import LEFT, RIGHT, curves, films, grouped_bars, joint_colour, show
 
 

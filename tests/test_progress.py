@@ -1,4 +1,5 @@
 import pytest
+
 from fedbone.progress import Bar
 
 
@@ -20,7 +21,20 @@ def test_the_bar_shows_title_count_and_text(capsys, monkeypatch):
 
 def test_it_closes_when_the_work_fails():
     bar = Bar("reading", "film")
-    with pytest.raises(RuntimeError), bar:
-        bar(1, 2, "")
-        raise RuntimeError
+
+    def work():
+        with bar:
+            bar(1, 2, "")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
     assert bar._bar.n == 1
+
+
+def test_tqdm_disable_keeps_stored_outputs_clean(capsys, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with Bar("reading", "film") as bar:
+        bar(1, 1, "a")
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""

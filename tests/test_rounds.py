@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.rounds import initial_vector, run_rounds
 from fedbone.privacy.dp import GaussianNoise
 from fedbone.vectors import sha256
-
 from tests.helpers import dot_hospital, tiny_profile
 
 

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedbone.federation.strategies import ServerMomentum, equal_weights, joint_factor, weighted_mean
 from fedbone.model.hrnet import build
 from fedbone.vectors import layout_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @settings(max_examples=60, deadline=None)

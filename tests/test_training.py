@@ -2,10 +2,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from fedbone.model.hrnet import build
 from fedbone.model.training import Trainer, augment, predict, reproducible, rotate, train_round
 from fedbone.vectors import sha256, to_vector
-
 from tests.helpers import dot_films, tiny_profile
 
 
@@ -88,7 +88,12 @@ def test_a_hospital_without_labels_for_a_joint_leaves_its_head_row_untouched():
 
 def test_process_wide_settings_come_back_also_after_an_error():
     before = torch.get_num_threads(), cv2.getNumThreads(), torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(RuntimeError), reproducible("cpu"):
-        assert torch.get_num_threads() == 1
-        raise RuntimeError
+
+    def work():
+        with reproducible("cpu"):
+            assert torch.get_num_threads() == 1
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
     assert (torch.get_num_threads(), cv2.getNumThreads(), torch.are_deterministic_algorithms_enabled()) == before

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
+from torch import nn
+
 from fedbone.errors import UserError
 from fedbone.model.hrnet import build, load_model, save_model
 from fedbone.vectors import layout_of, load_checkpoint, load_vector, sha256, to_vector
-from safetensors.numpy import save_file
-from torch import nn
 
 
 @pytest.fixture(scope="module")

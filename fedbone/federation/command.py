@@ -165,11 +165,15 @@ def report(summary: dict, left_out: int, out: Path) -> str:
     for name in ("federated", "pooled"):
         if arm := summary[name]:
             millimetres = "" if arm["mre_mm"] is None else f", {arm['mre_mm']:.2f} mm"
-            lines.append(f"{name}: PCK@0.05 {arm['pck_0_05']:.3f}, mean radial error {arm['mre_px']:.2f} px{millimetres}")
+            lines.append(
+                f"{name}: PCK@0.05 {arm['pck_0_05']:.3f}, mean radial error {arm['mre_px']:.2f} px{millimetres}"
+            )
     for name, gain in summary["federated_minus_local"].items():
         if gain:
             low, high = gain["interval_95"]
-            lines.append(f"{name}: federated minus local-only {gain['mre_px']:+.2f} px (95 % {low:+.2f} to {high:+.2f})")
+            lines.append(
+                f"{name}: federated minus local-only {gain['mre_px']:+.2f} px (95 % {low:+.2f} to {high:+.2f})"
+            )
     if left_out:
         lines.append(f"{left_out} films or annotations were left out; each is named above")
     return "\n".join([*lines, f"written to {out}: model.safetensors, history.csv, results.json"])

@@ -73,5 +73,3 @@ def worst_joint(metrics: dict) -> tuple[str, float]:
     """(joint, PCK@0.05) of the joint that the model finds worst."""
     name = min(metrics["per_joint"], key=lambda joint: metrics["per_joint"][joint]["pck_0_05"])
     return name, metrics["per_joint"][name]["pck_0_05"]
-
-

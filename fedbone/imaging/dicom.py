@@ -213,7 +213,7 @@ def _candidates(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UserError(source, "no such file or folder", "Give a DICOM file, or a folder with DICOM files")
-    skipped = (".json", ".csv", ".png")
+    skipped = (".json", ".csv", ".png", ".safetensors")
     files = [
         file
         for file in sorted(source.rglob("*"))

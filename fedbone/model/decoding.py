@@ -19,7 +19,7 @@ def soft_argmax(logits: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """(B, K): share of the softmax mass in the 3 x 3 heatmap pixels around its peak; 1 is certain, 9 / (H W) is lost."""
+    """(B, K): share of the softmax mass in the 3 x 3 heatmap pixels around its peak; 1: certain, 9 / (H W): lost."""
     mass = logits.float().flatten(2).softmax(-1).view(logits.shape)
     return torch.nn.functional.avg_pool2d(mass, 3, 1, 1).flatten(2).amax(-1) * 9
 

@@ -6,6 +6,7 @@ joints, but at least 3/8 of the film's longer side: with one or two joints the b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ def reference_px(keypoints: np.ndarray, size_px: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Errors:
-    """Radial errors of N films: px and mm (N, K), NaN where there is no label (mm: no spacing); share = px / reference."""
+    """Radial errors of N films: px, mm and share = px / reference (N, K); NaN without a label (mm: without spacing)."""
 
     px: np.ndarray
     mm: np.ndarray
@@ -50,7 +51,9 @@ def radial_errors(predicted: np.ndarray, films: FilmSet, labels: np.ndarray | No
 def join(parts: list[Errors]) -> Errors:
     """The errors of several hospitals as one table; equal pseudonyms of different hospitals stay different patients."""
     patients = tuple(f"{i}/{p}" for i, part in enumerate(parts) for p in part.patients)
-    return Errors(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("px", "mm", "share")), patients)
+    return Errors(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("px", "mm", "share")), patients
+    )
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -60,7 +63,8 @@ def _mean(values: np.ndarray) -> float | None:
 def macro(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean over joints of hits / counts (..., K), leaving out joints without a single label."""
     rate = np.divide(hits, counts, out=np.full(np.shape(hits), np.nan), where=counts > 0)
-    return np.nanmean(rate, axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(rate, axis=-1) / np.isfinite(rate).sum(axis=-1)
 
 
 def pck(share: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,29 +73,32 @@ def pck(share: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return ((share <= fraction) & labelled).sum(0), labelled.sum(0)
 
 
-def bootstrap(errors: Errors, statistics: dict[str, np.ndarray | None], seed: int = 0) -> dict[str, list[float] | None]:
-    """95 % percentile intervals over resampled patients (Efron 1979) of means of the tables in ``statistics``.
+def over_cells(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean over all labelled cells of hits / counts (..., K)."""
+    with np.errstate(invalid="ignore"):
+        return hits.sum(-1) / counts.sum(-1)
 
-    Each table is (N, K) with NaN for "no label" and is averaged over its cells, except ``pck_0_05``, which is macro.
+
+def bootstrap(
+    errors: Errors, table: np.ndarray, average: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int = 0
+) -> list[float] | None:
+    """95 % percentile interval of ``average`` of ``table`` (N, K), NaN = no label, over resampled patients.
+
+    ``average`` is ``macro`` or ``over_cells``. None where nothing is labelled. Efron, Annals of Statistics 1979.
     """
+    known = np.isfinite(table)
+    if not known.any():
+        return None
     names, film_patient = np.unique(np.asarray(errors.patients, dtype=object).astype(str), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     weights = draws[:, film_patient].astype(np.float64)  # (R, N): how often each film is drawn
-    result: dict[str, list[float] | None] = {}
-    for name, table in statistics.items():
-        known = np.isfinite(table)
-        hits, counts = weights @ np.where(known, table, 0.0), weights @ known
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = macro(hits, counts) if name == "pck_0_05" else hits.sum(1) / counts.sum(1)
-        values = values[np.isfinite(values)]
-        result[name] = [float(v) for v in np.percentile(values, [2.5, 97.5])] if known.any() else None
-    return result
+    values = average(weights @ np.where(known, table, 0.0), weights @ known)
+    return [float(v) for v in np.nanpercentile(values, [2.5, 97.5])]
 
 
 def summarise(errors: Errors, joints: tuple[str, ...], seed: int = 0) -> dict:
     """PCK at 0.05 and 0.02 (macro over joints), its micro figure, errors in px and mm, intervals, and per joint."""
-    tables = {"pck_0_05": np.where(np.isfinite(errors.share), errors.share <= 0.05, np.nan)}
-    tables |= {"mre_px": errors.px, "mre_mm": errors.mm}
+    found = np.where(np.isfinite(errors.share), errors.share <= 0.05, np.nan)
     hits, counts = pck(errors.share, 0.05)
     per_joint = {
         joint: {"pck_0_05": float(hits[k] / counts[k]), "mre_px": _mean(errors.px[:, k]), "n": int(counts[k])}
@@ -104,6 +111,10 @@ def summarise(errors: Errors, joints: tuple[str, ...], seed: int = 0) -> dict:
         "pck_0_02": float(macro(*pck(errors.share, 0.02))),
         "mre_px": _mean(errors.px),
         "mre_mm": _mean(errors.mm),
-        "interval_95": bootstrap(errors, tables, seed),
+        "interval_95": {
+            "pck_0_05": bootstrap(errors, found, macro, seed),
+            "mre_px": bootstrap(errors, errors.px, over_cells, seed),
+            "mre_mm": bootstrap(errors, errors.mm, over_cells, seed),
+        },
         "per_joint": per_joint,
     }

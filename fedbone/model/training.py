@@ -20,6 +20,7 @@ from fedbone.model.decoding import heatmap_to_array, soft_argmax
 from fedbone.model.hrnet import HRNet
 from fedbone.model.losses import keypoint_loss
 
+LOSS_SCALE = 1024.0
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -31,7 +32,7 @@ def rotate(image: np.ndarray, keypoints: np.ndarray, angle_deg: float) -> tuple[
     turned = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR)
     moved = keypoints.copy()
     moved[:, :2] = keypoints[:, :2] @ matrix[:, :2].T + matrix[:, 2]
-    outside = ((moved[:, :2] < 0) | (moved[:, :2] > side - 1)).any(axis=1)
+    outside = ((moved[:, :2] < -0.5) | (moved[:, :2] > side - 0.5)).any(axis=1)  # pixel 0 reaches from -0.5 to 0.5
     moved[outside, 2] = 0
     return turned, moved
 
@@ -80,10 +81,11 @@ class Trainer:
         self.profile = profile
         self.model = model.to(profile.device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=profile.learning_rate)
-        self.scaler = torch.amp.GradScaler(profile.device, enabled=profile.precision == "fp16")
+        # PyTorch starts at 65536 and halves on overflow, which skips steps: a short local epoch could lose all of them
+        self.scaler = torch.amp.GradScaler(profile.device, LOSS_SCALE, enabled=profile.precision == "fp16")
 
     def epoch(self, films: FilmSet, learning_rate: float, wing_weight: float, rng: np.random.Generator) -> float:
-        """One pass over ``films`` in random order; returns the mean loss. Batches are near-equal and none is dropped."""
+        """One pass over ``films`` in random order; returns the mean loss. Batches are near-equal: no film is lost."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.model.train()
@@ -93,16 +95,20 @@ class Trainer:
         return float(np.average(losses, weights=[len(index) for index in batches]))
 
     def _step(self, images: Tensor, keypoints: Tensor, wing_weight: float) -> float:
+        """One optimiser step; a batch whose scaled gradients overflow fp16 is repeated at half the scale, not lost."""
         profile = self.profile
         images, keypoints = images.to(profile.device), keypoints.to(profile.device)
-        with autocast(profile):
-            logits = self.model(images)
-        loss = keypoint_loss(logits, keypoints, images.shape[-1], profile.sigma_px, wing_weight)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        return float(loss.detach())
+        while True:
+            with autocast(profile):
+                logits = self.model(images)
+            loss = keypoint_loss(logits, keypoints, images.shape[-1], profile.sigma_px, wing_weight)
+            self.optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimiser)
+            scale = self.scaler.get_scale()
+            self.scaler.update()
+            if self.scaler.get_scale() >= scale or scale < 1:  # below 1 the weights, not the scale, are at fault
+                return float(loss.detach())
 
 
 def autocast(profile: Profile) -> contextlib.AbstractContextManager:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,10 +63,16 @@ def _same(value: object, expected: object) -> bool:
 
 
 def budget(started: float, minutes: float, gigabytes: float) -> None:
-    """Print what a notebook took since ``started`` (time.perf_counter) and its kernel's peak memory; claim the limits."""
+    """Print what a notebook took since ``started`` (time.perf_counter) and its kernel's peak memory; claim the limits.
+
+    The limits are those of the workbook's own films on the CPU profile; elsewhere they are printed as not checked.
+    """
     took, peak = (time.perf_counter() - started) / 60, peak_memory_gb()
     print(f"{took:.1f} minutes, {peak:.1f} GB at the peak")
-    claim(f"this notebook takes less than {minutes:g} minutes and {gigabytes:g} GB", took < minutes and peak < gigabytes)
+    if own_data() or os.environ.get("FEDBONE_PROFILE", "cpu") != "cpu":
+        print("the limits are for the CPU profile and the workbook's own films: not checked")
+        return
+    claim(f"less than {minutes:g} minutes and {gigabytes:g} GB for this notebook", took < minutes and peak < gigabytes)
 
 
 def peak_memory_gb() -> float:

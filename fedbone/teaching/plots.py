@@ -81,7 +81,9 @@ def grouped_bars(groups: Sequence[str], values: dict[str, Sequence[float]], y_la
     width = 0.8 / len(values)
     for index, (name, heights) in enumerate(values.items()):
         colour = ARM_COLOURS.get(name, HOSPITAL_COLOURS[index % len(HOSPITAL_COLOURS)])
-        axes.bar(np.arange(len(groups)) + (index - (len(values) - 1) / 2) * width, heights, width, color=colour, label=name)
+        axes.bar(
+            np.arange(len(groups)) + (index - (len(values) - 1) / 2) * width, heights, width, color=colour, label=name
+        )
     axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3, axis="y")

@@ -33,6 +33,7 @@ def variants(profile: Profile) -> dict[str, Profile]:
         "pooled": profile,
         "without joint rows": replace(profile, joint_rows=False),
         "without server momentum": replace(profile, server_momentum=0.0),
+        "batch 16": replace(profile, batch=16),
         "3 local epochs": replace(profile, local_epochs=3, rounds=third, round_decay=profile.round_decay**3),
         "decay x 0.90 a round": replace(profile, round_decay=0.90),
         "tutorial": tutorial(profile),
@@ -40,9 +41,15 @@ def variants(profile: Profile) -> dict[str, Profile]:
 
 
 def tutorial(profile: Profile) -> Profile:
-    """Plain FedAvg with 3 local epochs and a rate that falls by 10 % a round (C13, C14)."""
+    """Plain FedAvg, batches of 16, 3 local epochs, and a rate that falls by 10 % a round (C13 to C15)."""
     return replace(
-        profile, local_epochs=3, rounds=profile.rounds // 3, round_decay=0.90, server_momentum=0.0, joint_rows=False
+        profile,
+        batch=16,
+        local_epochs=3,
+        rounds=profile.rounds // 3,
+        round_decay=0.90,
+        server_momentum=0.0,
+        joint_rows=False,
     )
 
 
