@@ -95,6 +95,11 @@ def test_the_command_trains_on_a_folder_of_dicom_films(tmp_path, capsys):
     assert "mean radial error" in capsys.readouterr().out
 
 
+def test_a_size_that_the_network_cannot_halve_is_refused_before_any_film_is_read(tmp_path):
+    with pytest.raises(UserError, match="multiple of 32"):
+        main(command_line(data=tmp_path / "nowhere", out=tmp_path, size=100))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test is about")
 def test_a_gpu_profile_without_a_gpu_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="--profile cpu"):

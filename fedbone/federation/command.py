@@ -24,6 +24,7 @@ from fedbone.progress import Bar
 from fedbone.vectors import load_vector, sha256
 
 SCHEMA_VERSION = 1
+COARSEST_PX = 32  # one pixel of HRNet's coarsest branch, in pixels of the film
 
 
 def results(
@@ -131,8 +132,11 @@ def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | N
 def main(args: argparse.Namespace) -> int:
     """The ``federate`` command: 0 when the results were written. Films that were left out are named on stderr."""
     profile = get_profile(args.profile, **({"rounds": args.rounds} if args.rounds else {}))
+    if args.size and args.size % COARSEST_PX:
+        remedy = f"Give a multiple of {COARSEST_PX}, for example 128, 256 or 512"
+        raise UserError("--size", f"{args.size} pixels do not divide into the network's coarsest grid", remedy)
     hospitals, problems, profile = load(args, profile)
-    print(f"{describe(hospitals)}; {profile.rounds} rounds", file=sys.stderr)
+    print(f"{describe(hospitals)}; rounds: {profile.rounds}", file=sys.stderr)
     arms = standard_arms(hospitals, profile) if args.compare else None
     data = "own" if args.data else "generated"
     with Bar("training", "round") as bar:

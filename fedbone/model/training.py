@@ -32,7 +32,7 @@ def rotate(image: np.ndarray, keypoints: np.ndarray, angle_deg: float) -> tuple[
     turned = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR)
     moved = keypoints.copy()
     moved[:, :2] = keypoints[:, :2] @ matrix[:, :2].T + matrix[:, 2]
-    outside = ((moved[:, :2] < -0.5) | (moved[:, :2] > side - 0.5)).any(axis=1)  # pixel 0 reaches from -0.5 to 0.5
+    outside = ((moved[:, :2] < 0) | (moved[:, :2] > side - 1)).any(axis=1)  # not a whole pixel any more
     moved[outside, 2] = 0
     return turned, moved
 
