@@ -47,7 +47,7 @@ def writes_results(folder: Path, content: dict | None = None) -> str:
 
 
 def test_the_book(folder, capsys):
-    metrics = {"pck_0_05": 0.9812, "interval_95": [6.5, 7.25], "mre_mm": None}
+    metrics = {"pck_0_05": 0.9812, "interval_95": {"pck_0_05": [0.9, 0.99]}, "mre_mm": None}
     content = {**dict.fromkeys(workbook.RESULT_KEYS), "federated": metrics, "local": {"hospital_a": metrics}}
     first = write(folder, "00_first.ipynb", "import os, sys", "print(sys.executable, os.getcwd())")
     write(folder, "05_last.ipynb", writes_results(folder, content))
@@ -61,8 +61,8 @@ def test_the_book(folder, capsys):
     index = (out / "index.html").read_text()
     assert '<a href="00_first.html">00 A small one</a>' in index
     assert "0.981" in index
-    assert "6.500 to 7.250" in index
-    assert "local only, hospital_a" in index
+    assert "0.900 to 0.990" in index
+    assert "hospital_a alone" in index
     assert "pooled" not in index.split("<table>")[1]
     assert re.search(r"\[1/2\] 00_first\.ipynb \.\.\. ok, \d+ s", capsys.readouterr().err)
 

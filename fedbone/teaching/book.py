@@ -25,7 +25,8 @@ TEMPLATE = """{% extends 'lab/index.html.j2' %}
 """
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+td { overflow-wrap: anywhere; min-width: 4rem; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 """
@@ -34,7 +35,6 @@ COLUMNS = {
     "pck_0_02": "PCK@0.02",
     "mre_px": "mean error, px",
     "mre_mm": "mean error, mm",
-    "interval_95": "95 % interval",
 }
 FACTS = ("data", "profile", "seed", "rounds", "presentations", "torch", "device", "seconds", "vector_sha256")
 
@@ -96,17 +96,36 @@ def write_index(out: Path, pages: list[Page], results: dict) -> Path:
 
 
 def results_table(results: dict) -> str:
-    """results.json as two HTML tables; an arm that was not run is left out."""
-    arms = {"pooled (upper bound)": results.get("pooled"), "federated": results.get("federated")}
-    arms |= {f"local only, {name}": metrics for name, metrics in (results.get("local") or {}).items()}
+    """results.json as HTML tables; an arm that was not run is left out."""
+    arms = {"federated": results.get("federated"), "pooled (the yardstick)": results.get("pooled")}
+    arms |= {f"{name} alone, on its own films": metrics for name, metrics in (results.get("local") or {}).items()}
     head = "".join(f"<th>{title}</th>" for title in COLUMNS.values())
     rows = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{_cell(metrics.get(key))}</td>' for key in COLUMNS)}</tr>"
+        f"<tr><td>{escape(name)}</td>{''.join(_measured(metrics, key) for key in COLUMNS)}</tr>"
         for name, metrics in arms.items()
         if metrics
     )
     facts = "".join(f"<tr><td>{key}</td><td>{_cell(results.get(key))}</td></tr>" for key in FACTS)
-    return f"<table><tr><th>model</th>{head}</tr>{rows}</table><table>{facts}</table>"
+    note = "<p>On test films of patients nobody trained on, with 95 % intervals over patients.</p>"
+    gains = _gains(results.get("federated_minus_local") or {})
+    return f"{note}<table><tr><th>model</th>{head}</tr>{rows}</table>{gains}<table>{facts}</table>"
+
+
+def _measured(metrics: dict, key: str) -> str:
+    """A figure with its interval where there is one."""
+    interval = (metrics.get("interval_95") or {}).get(key)
+    return f"<td>{_cell(metrics.get(key))}{f'<br><small>{_cell(interval)}</small>' if interval else ''}</td>"
+
+
+def _gains(differences: dict) -> str:
+    """Federated minus local-only error on each hospital's own films: below zero, joining helped."""
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{gain['mre_px']:+.2f}</td><td>{_cell(gain['interval_95'])}</td></tr>"
+        for name, gain in differences.items()
+        if gain
+    )
+    head = "<tr><th>on its own films</th><th>federated minus alone, px</th><th>95 % interval</th></tr>"
+    return f"<table>{head}{rows}</table>" if rows else ""
 
 
 def _cell(value: object) -> str:
