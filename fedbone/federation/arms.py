@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -55,6 +56,7 @@ class _Monitor:
         if log_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # three seconds of imports that only a log needs
 
+            shutil.rmtree(log_dir / arm, ignore_errors=True)  # an earlier run's curve would be drawn into this one
             self.writer = SummaryWriter(str(log_dir / arm))
 
     def after_round(self, index: int, vector: np.ndarray, losses: dict[str, float]) -> None:
@@ -184,7 +186,7 @@ def presentations(hospitals: list[HospitalData], profile: Profile) -> int:
 
 
 def rounds_for(films: int, profile: Profile) -> Profile:
-    """The profile with enough rounds for a small collection: at least TARGET presentations, at most 100 rounds.
+    """The profile with enough rounds for a small collection: at least TARGET presentations, at most MOST_ROUNDS.
 
     With fewer films a round has fewer steps. The decay per round is eased so that the rate ends where it did.
     """
@@ -192,5 +194,5 @@ def rounds_for(films: int, profile: Profile) -> Profile:
     return replace(profile, rounds=rounds, round_decay=profile.round_decay ** (profile.rounds / rounds))
 
 
-TARGET_PRESENTATIONS = 12_000
-MOST_ROUNDS = 100
+TARGET_PRESENTATIONS = 18_000
+MOST_ROUNDS = 120
