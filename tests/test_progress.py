@@ -19,7 +19,8 @@ def test_the_bar_shows_title_count_and_text(capsys, monkeypatch):
     assert "3/3" in drawn
 
 
-def test_it_closes_when_the_work_fails():
+def test_it_closes_when_the_work_fails(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     bar = Bar("reading", "film")
 
     def work():
@@ -29,7 +30,7 @@ def test_it_closes_when_the_work_fails():
 
     with pytest.raises(RuntimeError):
         work()
-    assert bar._bar.n == 1
+    assert bar._bar.disable  # closed
 
 
 def test_tqdm_disable_keeps_stored_outputs_clean(capsys, monkeypatch):

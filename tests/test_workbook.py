@@ -49,7 +49,7 @@ def writes_results(folder: Path, content: dict | None = None) -> str:
 def test_the_book(folder, capsys):
     metrics = {"pck_0_05": 0.9812, "interval_95": {"pck_0_05": [0.9, 0.99]}, "mre_mm": None}
     content = {**dict.fromkeys(workbook.RESULT_KEYS), "federated": metrics, "local": {"hospital_a": metrics}}
-    first = write(folder, "00_first.ipynb", "import os, sys", "print(sys.executable, os.getcwd())")
+    first = write(folder, "00_first.ipynb", "import os, sys", "print(sys.executable, os.getcwd(), sep='|')")
     write(folder, "05_last.ipynb", writes_results(folder, content))
     before = first.read_bytes()
     assert workbook.build(folder) == 0
@@ -57,7 +57,7 @@ def test_the_book(folder, capsys):
     assert first.read_bytes() == before
     assert sorted(os.listdir(out)) == ["00_first.html", "00_first.ipynb", "05_last.html", "05_last.ipynb", "index.html"]
     printed = nbformat.read(out / "00_first.ipynb", as_version=4).cells[2].outputs[0].text
-    assert printed.split(" ", 1) == [sys.executable, f"{folder}\n"]
+    assert printed.split("|") == [sys.executable, f"{folder}\n"]
     index = (out / "index.html").read_text()
     assert '<a href="00_first.html">00 A small one</a>' in index
     assert "0.981" in index
