@@ -7,6 +7,7 @@ Python that runs it. Exit codes: 0 done, 1 something failed and was reported, 2 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -148,6 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; every error a user can correct ends in one line and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(arguments)
+    for variable in ("FEDBONE_DATA", "FEDBONE_BUILD", "FEDBONE_VENV"):  # kernels and tests work in other folders
+        if os.environ.get(variable):
+            os.environ[variable] = str(Path(os.environ[variable]).expanduser().absolute())
     try:
         if args.needs_environment:
             environment.enter(arguments)
@@ -157,6 +161,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         # what else was found on the way rides along as notes
         print(error, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a read-only folder: nothing half-written is left
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}. Name a folder that you can write to", file=sys.stderr)
         return 2
     except ImportError as error:
         if (error.name or "").startswith("fedbone"):  # ours: a defect, not a missing package

@@ -88,12 +88,18 @@ def is_full_run() -> bool:
 
 def build_dir() -> Path:
     """Folder for everything a run writes; made on first use."""
-    path = Path(os.environ.get("FEDBONE_BUILD") or REPOSITORY / "build").expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True)
+    path = (REPOSITORY / Path(os.environ.get("FEDBONE_BUILD") or "build").expanduser()).resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            path, f"cannot be made ({error.strerror})", "Set FEDBONE_BUILD to a folder you can write"
+        ) from error
     return path
 
 
 def own_data() -> Path | None:
     """The reader's own films (FEDBONE_DATA), or None for the workbook's own hospitals."""
     value = os.environ.get("FEDBONE_DATA")
-    return Path(value).expanduser().resolve() if value else None
+    # a kernel works in notebooks/, so a relative path counts from the repository
+    return (REPOSITORY / Path(value).expanduser()).resolve() if value else None

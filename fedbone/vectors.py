@@ -78,11 +78,11 @@ def to_vector(model: nn.Module) -> np.ndarray:
 
 
 def load_vector(model: nn.Module, vector: np.ndarray) -> None:
-    """Copy ``vector`` (size,) into the parameters. Raises ValueError on a wrong length or a NaN or infinite value."""
+    """Copy ``vector`` (size,) into the parameters. Raises ValueError on a wrong length, type or value (NaN)."""
     parameters = list(model.parameters())
     expected = sum(p.numel() for p in parameters)
-    if vector.shape != (expected,):
-        raise ValueError(f"the vector has shape {vector.shape}, the model needs ({expected},)")
+    if vector.shape != (expected,) or vector.dtype != np.float32:
+        raise ValueError(f"the vector is {vector.dtype} {vector.shape}, the model needs float32 ({expected},)")
     if not np.isfinite(vector).all():
         raise ValueError("the vector holds NaN or infinity")
     start = 0

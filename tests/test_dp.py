@@ -33,6 +33,12 @@ def test_noise_without_a_clip_gives_no_privacy():
     assert GaussianNoise(sigma=0.05).epsilon(weights, 10, 1e-5) == math.inf
 
 
+def test_a_clip_or_noise_that_means_nothing_is_refused():
+    for sigma, clip_norm in ((1.0, 0.0), (1.0, -1.0), (-1.0, None)):
+        with pytest.raises(ValueError, match="clip_norm positive"):
+            GaussianNoise(sigma, clip_norm)
+
+
 def test_epsilon_uses_the_largest_weight():
     noise = GaussianNoise(sigma=1.0, clip_norm=1.0)
     assert noise.epsilon(np.full(3, 1 / 3), 10, 1e-5) == pytest.approx(gaussian_epsilon(3, 10, 1e-5))

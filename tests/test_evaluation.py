@@ -35,5 +35,6 @@ def test_the_paired_interval_sees_what_the_unpaired_spread_would_hide():
     assert result["mre_px"] == pytest.approx(0.5, abs=1e-5)
     low, high = result["interval_95"]
     assert 0.49 < low <= high < 0.51
+    assert paired_difference(first[:1], second[:1], films.take(np.arange(1)))["interval_95"] is None
     reverse = paired_difference(second, first, films)
     assert reverse["mre_px"] == pytest.approx(-0.5, abs=1e-5)

@@ -141,7 +141,27 @@ def test_given_test_folder_with_a_training_patient(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 test films are of patients.*film 01.dcm.*Move all films") as caught:
         load_hospitals(tmp_path, 32)
     assert "a 0 0" not in str(caught.value)  # the patient's name stays out of the message
+    with pytest.raises(UserError, match="Move all films"):
+        load_hospitals(tmp_path, 32, split_by_file=True)  # the flag is for films without an id: no known one crosses
+    for folder in (place, place / "test"):
+        content = json.loads((folder / "annotations.json").read_text())
+        content["images"] = [{**image, "patient_id": "ANONYMOUS"} for image in content["images"]]
+        (folder / "annotations.json").write_text(json.dumps(content))
     assert len(load_hospitals(tmp_path, 32, split_by_file=True)[0][0].test) == 4
+
+
+def test_films_without_a_label_are_mentioned_once(tmp_path: Path) -> None:
+    place = hospital(tmp_path / "a", 8, per_patient=1)
+    content = json.loads((place / "annotations.json").read_text())
+    del content["annotations"][3]
+    content["annotations"][0]["category_id"] = "1"
+    (place / "annotations.json").write_text(json.dumps(content))
+    (place / "stray.dcm").write_text("")
+    (data,), problems = load_hospitals(tmp_path, 32)
+    assert len(data.train) + len(data.test) == 6
+    assert "category_id '1' is not that with keypoints, 1" in str(problems[0])
+    assert "3 DICOM files have no label" in str(problems[1])
+    assert len(problems) == 2
 
 
 def test_bad_films_are_reported_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.rounds import initial_vector, run_rounds
 from fedbone.privacy.dp import GaussianNoise
@@ -19,6 +22,32 @@ def test_the_order_of_hospitals_does_not_change_a_bit():
     backward, _ = run_rounds(hospitals(profile)[::-1], profile, seed=4)
     assert sha256(forward) == sha256(backward) == history[-1].vector_sha256
     assert [row.round for row in history] == [0, 1]
+
+
+class Broken(Hospital):
+    """A hospital whose update was damaged on the way."""
+
+    damage = staticmethod(lambda delta: delta)
+
+    def local_update(self, global_vector, task):
+        update = super().local_update(global_vector, task)
+        return replace(update, delta=self.damage(update.delta))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: np.where(np.arange(len(d)) == 5, np.nan, d).astype(np.float32), "NaN"),
+        (lambda d: d[:-1], "the model needs"),
+        (lambda d: d.astype(np.float64), "float64"),
+    ],
+)
+def test_a_damaged_update_is_refused_and_its_hospital_named(damage, words):
+    profile = tiny_profile(rounds=1)
+    broken = Broken(dot_hospital("b", (1,), 2), profile)
+    broken.damage = damage
+    with pytest.raises(UserError, match=f"^b: its update.*{words}"):
+        run_rounds([*hospitals(profile)[:1], broken], profile)
 
 
 def test_callbacks_see_every_round_and_its_vector():

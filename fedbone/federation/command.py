@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fedbone.config import Profile, get_profile
+from fedbone.config import Profile, get_profile, is_full_run
 from fedbone.errors import UserError
 from fedbone.federation.arms import ArmResult, Progress, presentations, rounds_for, run_arms
 from fedbone.federation.evaluation import evaluate, paired_difference
@@ -126,7 +126,7 @@ def federate(
 
 def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | None) -> Profile:
     """Rounds for a reader's own films: as asked, else enough for a small collection."""
-    return profile if rounds else rounds_for(sum(len(h.train) for h in hospitals), profile)
+    return profile if rounds or not is_full_run() else rounds_for(sum(len(h.train) for h in hospitals), profile)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -163,6 +163,13 @@ def describe(hospitals: list[HospitalData]) -> str:
     return ", ".join(f"{h.name}: {len(h.train)} training and {len(h.test)} test films" for h in hospitals)
 
 
+def interval_text(gain: dict) -> str:
+    """The interval of a paired difference in words."""
+    if gain["interval_95"] is None:
+        return "one test patient: no interval"
+    return "95 % {:+.2f} to {:+.2f}".format(*gain["interval_95"])
+
+
 def report(summary: dict, left_out: int, out: Path) -> str:
     """The end of a run in words: error of each arm, films left out, where the files are."""
     lines = []
@@ -174,10 +181,7 @@ def report(summary: dict, left_out: int, out: Path) -> str:
             )
     for name, gain in summary["federated_minus_local"].items():
         if gain:
-            low, high = gain["interval_95"]
-            lines.append(
-                f"{name}: federated minus local-only {gain['mre_px']:+.2f} px (95 % {low:+.2f} to {high:+.2f})"
-            )
+            lines.append(f"{name}: federated minus local-only {gain['mre_px']:+.2f} px ({interval_text(gain)})")
     if left_out:
         lines.append(f"{left_out} films or annotations were left out; each is named above")
     return "\n".join([*lines, f"written to {out}: model.safetensors, history.csv, results.json"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedbone.config import Profile
+from fedbone.errors import UserError
 from fedbone.imaging.dataset import HospitalData
 from fedbone.model.hrnet import build
 from fedbone.model.training import Trainer, train_round
@@ -29,7 +30,8 @@ class RoundTask:
 class Update:
     """What a hospital returns: delta (P,) float32 and, per joint, whether it labels it (K public booleans).
 
-    ``report`` (losses) stays at the hospital unless its policy releases it; the server never needs it.
+    ``report`` (losses, film count) is for the hospital; it leaves only if the hospital's policy releases it. The server
+    never needs it. The loop in ``rounds`` reads the losses because all its hospitals are simulated.
     """
 
     delta: np.ndarray
@@ -52,12 +54,13 @@ class Hospital:
         """Train from ``global_vector`` (P,) for the local epochs of one round and return the difference.
 
         A fresh optimiser each round: nothing of the hospital survives between rounds. Raises ValueError when the
-        vector does not fit the model or when training diverged to NaN.
+        vector does not fit the model, and its subclass UserError when training diverged to NaN.
         """
         load_vector(self._model, global_vector)
         words = [task.seed, zlib.crc32(self.name.encode()), task.round]
         losses = train_round(Trainer(self._model, self.profile), self.data.train, task.round, words)
         delta = to_vector(self._model) - global_vector
         if not np.isfinite(delta).all():
-            raise ValueError(f"{self.name}: training diverged in round {task.round} (NaN in the update)")
+            problem = f"training diverged in round {task.round}: its update holds NaN or infinity"
+            raise UserError(self.name, problem, "Lower the learning rate of the profile, and look at its films")
         return Update(delta, self.data.labelled, {"losses": losses, "films": len(self.data.train)})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbone.config import Profile
+from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.federation.strategies import ServerMomentum, equal_weights, joint_factor, weighted_mean
 from fedbone.model.hrnet import build
@@ -33,6 +34,18 @@ def initial_vector(profile: Profile, joints: int, seed: int) -> np.ndarray:
     return to_vector(build(profile.preset, joints, seed))
 
 
+def require_sound(hospital: str, delta: np.ndarray, size: int) -> None:
+    """Raises UserError, naming the hospital, unless ``delta`` is a finite float32 vector (size,).
+
+    One NaN in one update would turn the whole global model into NaN in a single round.
+    """
+    if delta.dtype != np.float32 or delta.shape != (size,):
+        problem = f"its update is {delta.dtype} {delta.shape}, the model needs float32 ({size},)"
+        raise UserError(hospital, problem, "Give every hospital the same version of fedbone and the same profile")
+    if not np.isfinite(delta).all():
+        raise UserError(hospital, "its update holds NaN or infinity", "Leave it out of the round, and look at its log")
+
+
 def run_rounds(
     hospitals: list[Hospital],
     profile: Profile,
@@ -51,6 +64,8 @@ def run_rounds(
     server, history = ServerMomentum(profile.server_momentum), []
     for index in range(profile.rounds):
         updates = [h.local_update(vector, RoundTask(index, seed)) for h in hospitals]
+        for h, update in zip(hospitals, updates, strict=True):
+            require_sound(h.name, update.delta, layout.size)
         deltas = [noise.prepare(u.delta) if noise else u.delta for u in updates]
         mean = weighted_mean(deltas, weights)
         mean = noise.add(mean) if noise else mean

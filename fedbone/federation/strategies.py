@@ -35,9 +35,9 @@ def joint_factor(labelled: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
     """(K,) public factor 1 / (weight of the hospitals that label joint j), and 0 for a joint nobody labels.
 
     A hospital without labels for joint j returns zero for that head row, so the plain mean divides the others' step by
-    hospitals that had nothing to say. The factor depends on public booleans alone: under differential privacy it is
-    post-processing of the noisy mean (and scales the noise of those rows too). ``VectorLayout.row_factor`` spreads it
-    over the vector.
+    hospitals that had nothing to say. The booleans are published before the run and stay as they are: under
+    differential privacy the factor is then post-processing of the noisy mean (and scales the noise of those rows too).
+    ``VectorLayout.row_factor`` spreads it over the vector.
     """
     share = np.asarray(labelled, dtype=np.float64).T @ weights
     return np.divide(1.0, share, out=np.zeros_like(share), where=share > 0)

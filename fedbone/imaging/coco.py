@@ -52,11 +52,9 @@ def read_annotations(path: Path) -> Annotations:
     path = Path(path)
     content = _load(path)
     category = _keypoint_category(path, content["categories"])
-    joints = tuple(category["keypoints"])
-    problems: list[UserError] = []
+    joints, problems, records = tuple(category["keypoints"]), [], []
     images = _images(path, content["images"], problems)
     annotations = _annotations(path, content["annotations"], category.get("id"), images, problems)
-    records = []
     for image_id, annotation in annotations.items():
         try:
             records.append(_record(images[image_id], annotation, len(joints)))
@@ -96,8 +94,8 @@ def outside_message(keypoints: np.ndarray, width: int, height: int) -> tuple[str
     outside = np.flatnonzero((visibility > 0) & ~inside)
     if not len(outside):
         return None
-    place = f"({x[outside[0]]:g}, {y[outside[0]]:g})"
-    problem = f"keypoint {outside[0] + 1} lies at {place}, outside the film of {width} x {height} pixels"
+    place = f"keypoint {outside[0] + 1} lies at ({x[outside[0]]:g}, {y[outside[0]]:g})"
+    problem = f"{place}, outside the film of {width} x {height} pixels"
     return problem, "Move it onto the film, or set its visibility to 0 if the joint is not in the picture"
 
 
@@ -167,11 +165,13 @@ def _annotations(
     """The one keypoint annotation of each image, by image id; images with several people are reported and left out."""
     by_image: dict[object, list[dict]] = {}
     for annotation in annotations:
-        image_id = annotation.get("image_id")
-        if annotation.get("category_id", category_id) != category_id:
-            continue  # boxes of other categories may share the file
-        if not _is_id(image_id) or image_id not in images:
-            where = f"{path}, annotation id {annotation.get('id')!r}"
+        image_id, category = annotation.get("image_id"), annotation.get("category_id", category_id)
+        where = f"{path}, annotation id {annotation.get('id')!r}"
+        if category != category_id:  # boxes of other categories may share the file
+            if "keypoints" in annotation:
+                problem = f"its category_id {category!r} is not that with keypoints, {category_id!r}"
+                problems.append(UserError(where, problem, "Correct category_id"))
+        elif not _is_id(image_id) or image_id not in images:
             problem = f"its image_id {image_id!r} is not one of the file's images"
             problems.append(UserError(where, problem, "Correct image_id, or delete the annotation"))
         elif images[image_id]:

@@ -9,6 +9,7 @@ One patient never stands on both sides of a split: two films of one knee would m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -87,7 +88,7 @@ def _read_labels(folder: Path, problems: list[UserError], fatal: list[UserError]
     for place in _places(folder, problems):
         try:
             labels = read_annotations(place / LABELS)
-            problems.extend(labels.problems)
+            problems.extend([*labels.problems, *_without_label(place, labels)])
             sets[place] = labels
             _require_same_joints(next(iter(sets)), place, sets)
         except UserError as error:
@@ -95,6 +96,17 @@ def _read_labels(folder: Path, problems: list[UserError], fatal: list[UserError]
     if fatal:
         return {place: labels for place, labels in sets.items() if labels.joints == next(iter(sets.values())).joints}
     return sets
+
+
+def _without_label(place: Path, labels: Annotations) -> list[UserError]:
+    """One message for the DICOM files that no usable record names and no other message explains."""
+    named = {record.file_name for record in labels.records}
+    told = " ".join(str(problem) for problem in labels.problems)
+    idle = sorted(file.name for file in place.glob("*.dcm") if file.name not in named and file.name not in told)
+    if not idle:
+        return []
+    problem = f"{len(idle)} DICOM files have no label in {LABELS}, {idle[0]} for one"
+    return [UserError(place, problem, "Label them, or leave them out: they are not used")]
 
 
 def _places(folder: Path, problems: list[UserError]) -> list[Path]:
@@ -146,7 +158,7 @@ def _read_films(
 
 def _labelled(place: Path, record: Record, size_px: int) -> _Labelled:
     path = place / record.file_name
-    if not path.exists():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes a name that no file system takes
         raise UserError(path, f"the film named in {LABELS} is missing", "Add the file, or correct file_name")
     film = read_film(path, size_px)
     rows, cols = film.frame.rows, film.frame.cols
@@ -187,11 +199,13 @@ def _hospital(
 def _patients(place: Path, films: list[_Labelled], split_by_file: bool, needed: bool) -> list[str]:
     """A name per film, numbered by first file: the same in every run, unlike the pseudonyms, which only group."""
     unknown = [film for film in films if not film.patient]
+    known = {film.patient for film in films if film.patient}
     if unknown and needed and not split_by_file:
         problem = f"{len(unknown)} of {len(films)} films do not say whose they are, {unknown[0].path.name} for one"
         raise UserError(place / LABELS, problem, f"Add a pseudonymous patient_id to each image, {BY_FILE}")
     numbers: dict[str, int] = {}
-    groups = [str(film.path) if split_by_file or not film.patient else film.patient for film in films]
+    by_file = split_by_file and len(known) == 1  # one id for everybody is no id: an anonymiser wrote it
+    groups = [str(film.path) if by_file or not film.patient else film.patient for film in films]
     return [f"{place.name}-{numbers.setdefault(group, len(numbers) + 1):04d}" for group in groups]
 
 
@@ -211,7 +225,7 @@ def _require_apart(place: Path, films: list[_Labelled], names: list[str], train:
     ]
     if shared:
         problem = f"{len(shared)} test films are of patients who also have training films, {shared[0]} for one"
-        raise UserError(place / "test" / LABELS, problem, f"Move all films of a patient to one side, {BY_FILE}")
+        raise UserError(place / "test" / LABELS, problem, "Move all films of a patient to one side")
 
 
 def _film_set(films: list[_Labelled], names: list[str]) -> FilmSet:

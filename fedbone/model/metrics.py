@@ -84,12 +84,14 @@ def bootstrap(
 ) -> list[float] | None:
     """95 % percentile interval of ``average`` of ``table`` (N, K), NaN = no label, over resampled patients.
 
-    ``average`` is ``macro`` or ``over_cells``. None where nothing is labelled. Efron, Annals of Statistics 1979.
+    ``average`` is ``macro`` or ``over_cells``. None without labels or with one patient. Efron, Ann. Stat. 1979.
     """
     known = np.isfinite(table)
     if not known.any():
         return None
     names, film_patient = np.unique(np.asarray(errors.patients, dtype=object).astype(str), return_inverse=True)
+    if len(names) < 2:
+        return None
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     weights = draws[:, film_patient].astype(np.float64)  # (R, N): how often each film is drawn
     values = average(weights @ np.where(known, table, 0.0), weights @ known)

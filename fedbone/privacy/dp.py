@@ -32,12 +32,20 @@ def clip(delta: np.ndarray, clip_norm: float) -> np.ndarray:
 class GaussianNoise:
     """The mechanism of one run: ``clip_norm`` of each update (None: no clipping) and ``sigma``, the noise's standard
     deviation per coordinate of the mean update. Unit of privacy: one hospital, added or removed; the mean's
-    denominator is fixed. ``rng`` is for tests; otherwise each draw comes from the operating system's randomness.
+    denominator is fixed. Who takes part, n and the joint lists are fixed and public before the run: the guarantee does
+    not cover them. ``rng`` is for tests; otherwise a generator seeded by the operating system is drawn from. Its
+    floating-point sampler is not hardened against the attack on low-order bits (Mironov, CCS 2012).
+
+    Raises ValueError for a negative sigma or a clip that is not positive.
     """
 
     sigma: float
     clip_norm: float | None = None
     rng: np.random.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.sigma < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
+            raise ValueError(f"sigma must be at least 0 and clip_norm positive, got {self.sigma} and {self.clip_norm}")
 
     def prepare(self, delta: np.ndarray) -> np.ndarray:
         """What the hospital contributes."""

@@ -117,7 +117,7 @@ def check(machine: Machine | None = None) -> SetUp:
     from fedbone.errors import UserError
 
     try:
-        profile = config.get_profile()
+        profile, build = config.get_profile(), config.build_dir()
     except UserError as error:
         raise SetupStop(str(error)) from None
     own = config.own_data()
@@ -126,7 +126,7 @@ def check(machine: Machine | None = None) -> SetUp:
         print(f"own films: {own.name} (this copy of the notebook must not be committed)")
     if profile.device == "cpu" and machine.nvidia_smi():
         print("This machine has a GPU: set FEDBONE_PROFILE=t4 before starting JupyterLab to use it")
-    return SetUp(machine.root, config.SAMPLE, config.build_dir(), profile, own)
+    return SetUp(machine.root, config.SAMPLE, build, profile, own)
 
 
 def python_problem(machine: Machine) -> str | None:
