@@ -107,7 +107,7 @@ def _train_alone(films: FilmSet, joints: int, profile: Profile, seed: int, monit
     load_vector(model, initial_vector(profile, joints, seed))
     trainer = Trainer(model, profile)
     for index in range(profile.rounds):
-        losses = train_round(trainer, films, index, [seed, index])
+        losses = train_round(trainer, films, index, [seed, index], monitor.arm)
         monitor.after_round(index, to_vector(model), {monitor.arm: losses[-1]})
     return to_vector(model)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedbone.config import Profile
+from fedbone.errors import UserError
 from fedbone.imaging.dataset import FilmSet
 from fedbone.model.decoding import heatmap_to_array, soft_argmax
 from fedbone.model.hrnet import HRNet
@@ -118,16 +119,23 @@ def autocast(profile: Profile) -> contextlib.AbstractContextManager:
     return torch.autocast(profile.device, dtype=HALF[profile.precision])
 
 
-def train_round(trainer: Trainer, films: FilmSet, round_index: int, seed_words: list[int]) -> list[float]:
+def train_round(
+    trainer: Trainer, films: FilmSet, round_index: int, seed_words: list[int], who: str = "training"
+) -> list[float]:
     """The local epochs of one round; returns their losses. Round 0 is cross-entropy alone, later rounds add Wing.
 
-    ``seed_words`` (for example [seed, hospital, round]) fix order and augmentation.
+    ``seed_words`` (for example [seed, hospital, round]) fix order and augmentation. Raises UserError, naming ``who``
+    trains, when a parameter is no longer finite.
     """
     profile = trainer.profile
     rate = profile.learning_rate * profile.round_decay**round_index
     wing_weight = profile.wing_weight if round_index > 0 else 0.0
     rng = np.random.default_rng(seed_words)
-    return [trainer.epoch(films, rate, wing_weight, rng) for _ in range(profile.local_epochs)]
+    losses = [trainer.epoch(films, rate, wing_weight, rng) for _ in range(profile.local_epochs)]
+    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters()):
+        problem = f"training diverged in round {round_index}: the model holds NaN or infinity"
+        raise UserError(who, problem, "Lower the learning rate of the profile, and look at the films")
+    return losses
 
 
 def predict(model: HRNet, images: np.ndarray, profile: Profile) -> np.ndarray:
