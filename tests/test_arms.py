@@ -66,8 +66,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import multiprocessing
-        from fedbone.errors import UserError
-from fedbone.federation.arms import run_arms
+        from fedbone.federation.arms import run_arms
         from tests.helpers import dot_hospital, tiny_profile
         def tell(done, total, arm):
             print(*[c.pid for c in multiprocessing.active_children()], flush=True)
