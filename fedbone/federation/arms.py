@@ -167,11 +167,18 @@ def _start_worker(ticks) -> None:
     global _ticks
     _ticks = ticks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not print tracebacks too
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when its parent does; an ``initializer`` for process pools.
+
+    A killed parent cannot stop its workers, and a pool's worker would wait for work forever.
+    """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """A killed parent cannot stop its workers: they watch it."""
     wait_for_exit([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
