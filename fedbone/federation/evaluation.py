@@ -7,7 +7,7 @@ import numpy as np
 from fedbone.config import Profile
 from fedbone.imaging.dataset import FilmSet, HospitalData
 from fedbone.model.hrnet import HRNet
-from fedbone.model.metrics import RESAMPLES, join, macro, pck, radial_errors, summarise
+from fedbone.model.metrics import bootstrap, join, macro, over_cells, pck, radial_errors, summarise
 from fedbone.model.training import predict
 
 Predictions = dict[str, np.ndarray]  # hospital -> (N, K, 2) array pixels
@@ -59,11 +59,8 @@ def paired_difference(first: np.ndarray, second: np.ndarray, films: FilmSet, see
     """
     difference = film_error_px(first, films) - film_error_px(second, films)
     known = np.isfinite(difference)
-    names, patient = np.unique(np.asarray(films.patients, dtype=object).astype(str)[known], return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    weights = draws[:, patient].astype(np.float64)
-    means = weights @ difference[known] / weights.sum(1)
-    interval = [float(v) for v in np.percentile(means, [2.5, 97.5])] if len(names) > 1 else None
+    patients = np.asarray(films.patients, dtype=object)[known]
+    interval = bootstrap(patients, difference[known, None], over_cells, seed)
     return {"mre_px": float(difference[known].mean()), "interval_95": interval}
 
 

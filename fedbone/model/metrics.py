@@ -6,7 +6,7 @@ joints, but at least 3/8 of the film's longer side: with one or two joints the b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def over_cells(hits: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    errors: Errors, table: np.ndarray, average: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int = 0
+    patients: Sequence[str], table: np.ndarray, average: Callable[[np.ndarray, np.ndarray], np.ndarray], seed: int = 0
 ) -> list[float] | None:
     """95 % percentile interval of ``average`` of ``table`` (N, K), NaN = no label, over resampled patients.
 
@@ -89,7 +89,7 @@ def bootstrap(
     known = np.isfinite(table)
     if not known.any():
         return None
-    names, film_patient = np.unique(np.asarray(errors.patients, dtype=object).astype(str), return_inverse=True)
+    names, film_patient = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     if len(names) < 2:
         return None
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
@@ -114,9 +114,9 @@ def summarise(errors: Errors, joints: tuple[str, ...], seed: int = 0) -> dict:
         "mre_px": _mean(errors.px),
         "mre_mm": _mean(errors.mm),
         "interval_95": {
-            "pck_0_05": bootstrap(errors, found, macro, seed),
-            "mre_px": bootstrap(errors, errors.px, over_cells, seed),
-            "mre_mm": bootstrap(errors, errors.mm, over_cells, seed),
+            "pck_0_05": bootstrap(errors.patients, found, macro, seed),
+            "mre_px": bootstrap(errors.patients, errors.px, over_cells, seed),
+            "mre_mm": bootstrap(errors.patients, errors.mm, over_cells, seed),
         },
         "per_joint": per_joint,
     }
