@@ -65,7 +65,8 @@ def test_training_sets(tmp_path: Path) -> None:
             assert films.keypoints.shape == films.truth.shape == (count, 17, 3)
             labelled = films.keypoints[..., 2] > 0
             assert {COCO_JOINTS[j] for j in np.flatnonzero(labelled.any(axis=0))} <= LABELS[hospital.name]
-            assert (films.keypoints[labelled] == films.truth[labelled]).all()
+            off = np.linalg.norm(films.keypoints[labelled][:, :2] - films.truth[labelled][:, :2], axis=1)
+            assert 0 < off.mean() < 1  # pixels of the 64: what readers are off by
             assert (films.truth[..., 2] > 0).sum() >= labelled.sum()
             shown = films.truth[films.truth[..., 2] > 0][:, :2]
             assert (shown >= 0).all()
@@ -108,7 +109,7 @@ def test_patients_sometimes_have_two_films_and_never_cross_the_sets() -> None:
 def test_sample_is_the_same_bytes_again(sample: Path, tmp_path: Path) -> None:
     write_sample(tmp_path, films=2, seed=4)
     files = sorted(p.relative_to(sample) for p in sample.rglob("*") if p.is_file())
-    assert len(files) == 9
+    assert len(files) == 12
     for file in files:
         assert (sample / file).read_bytes() == (tmp_path / file).read_bytes(), file
 

@@ -13,6 +13,7 @@ import pytest
 from fedbone.config import REPOSITORY
 from fedbone.imaging.skeleton import Patient, PosedSkeleton, load_skeleton
 from fedbone.imaging.spine import SpineCurve
+from fedbone.imaging.upper_limbs import ArmAngles
 
 BIG = Patient((1.1, 1.05, 1.12, 1.08, 1.15))
 CURVE = SpineCurve(((0.6, 0.3, 45.0), (0.2, 0.22, -20.0)), twist=6.0)
@@ -27,8 +28,8 @@ def surface(posed: PosedSkeleton, name: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def posed() -> PosedSkeleton:
     angles = {"hip_flexion_l": 0.15, "hip_adduction_r": -0.2, "knee_angle_l": 0.2, "knee_angle_r": 0.0}
-    raised = {f"shoulder_elv_{s}": 2.3 for s in "lr"} | {f"elbow_flexion_{s}": 0.8 for s in "lr"}
-    return load_skeleton().pose(BIG, angles | raised, CURVE)
+    raised = ArmAngles(elevation=2.3, elbow=0.8)
+    return load_skeleton().pose(BIG, angles, CURVE, (raised, raised))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_elbow_wrist_and_ankle_touch_the_bones_they_join(posed) -> None:
 def test_limits_and_couplings_hold() -> None:
     skeleton = load_skeleton()
     rng = np.random.default_rng(1)
-    names = ["knee_angle_l", "shoulder_elv_r", "hip_flexion_l", "elbow_flexion_r", "lat_bending"]
+    names = ["knee_angle_l", "hip_flexion_l", "ankle_angle_r", "lat_bending"]
     model = skeleton.model
     for _ in range(5):
         posed = skeleton.pose(BIG, {name: float(rng.uniform(-4, 4)) for name in names})
@@ -114,7 +115,9 @@ def test_limits_and_couplings_hold() -> None:
 
 def test_an_unknown_joint_is_refused() -> None:
     with pytest.raises(KeyError):
-        load_skeleton().pose(Patient(), {"third_arm": 1.0})
+        load_skeleton().pose(Patient(), {"third_leg": 1.0})
+    with pytest.raises(KeyError, match="ArmAngles"):  # the package's arm joints are not used
+        load_skeleton().pose(Patient(), {"shoulder_elv_r": 1.0})
 
 
 def test_cobb_angle_is_that_of_the_displaced_vertebrae(posed) -> None:
@@ -128,9 +131,9 @@ def test_cobb_angle_is_that_of_the_displaced_vertebrae(posed) -> None:
 
 
 def test_shoulders_follow_the_bent_spine() -> None:
-    arms = {"shoulder_elv_l": 2.3, "shoulder_elv_r": 2.3}
+    arms = (ArmAngles(elevation=2.3), ArmAngles(elevation=2.3))
     lean = SpineCurve(((1.0, 0.9, 30.0),))  # T1 itself is displaced
-    straight, bent = (load_skeleton().pose(Patient(), arms, curve) for curve in (SpineCurve(), lean))
+    straight, bent = (load_skeleton().pose(Patient(), {}, curve, arms) for curve in (SpineCurve(), lean))
     moved = bent.joints_mm - straight.joints_mm
     top = bent.vertebrae_mm[0] - straight.vertebrae_mm[0]
     assert abs(top[0]) > 40
@@ -141,10 +144,21 @@ def test_shoulders_follow_the_bent_spine() -> None:
     assert np.abs(moved[11:]).max() < 1e-9
 
 
+def test_turning_the_patient_turns_bones_joints_and_vertebrae_alike(posed) -> None:
+    side = posed.seen_from(90)
+    left_to_back = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    for turned, straight in ((side.joints_mm, posed.joints_mm), (side.vertebrae_mm, posed.vertebrae_mm)):
+        assert turned == pytest.approx(straight @ left_to_back.T)
+    for name in ("l_femur", "humerus_r", "torso_geom_13_ribcage_s"):
+        assert surface(side, name) == pytest.approx(surface(posed, name) @ left_to_back.T, abs=1e-3), name
+    nose, ears = side.joints_mm[0], side.joints_mm[3:5].mean(axis=0)
+    assert nose[0] > ears[0] + 50  # a left lateral film faces to its right
+
+
 def test_poses_do_not_influence_each_other() -> None:
     skeleton = load_skeleton()
     first = skeleton.pose(Patient(), {"knee_angle_l": 0.3})
-    skeleton.pose(BIG, {"hip_flexion_l": 1.0, "shoulder_elv_r": 1.0}, CURVE)
+    skeleton.pose(BIG, {"hip_flexion_l": 1.0}, CURVE, (ArmAngles(1.0), ArmAngles(2.0)))
     again = skeleton.pose(Patient(), {"knee_angle_l": 0.3})
     assert (first.joints_mm == again.joints_mm).all()
     assert (first.place == again.place).all()

@@ -21,11 +21,20 @@ from fedbone.imaging.dataset import FilmSet, HospitalData
 from fedbone.imaging.film_files import film_bytes
 from fedbone.imaging.frame import Frame, Spacing
 from fedbone.imaging.radiograph import to_grey
-from fedbone.imaging.sites import SITES, own_labels, pseudonym, render
+from fedbone.imaging.sites import (
+    SAMPLE_FROM,
+    SITES,
+    TEST_FROM,
+    Exposure,
+    pseudonym,
+    read_labels,
+    render,
+    training_labels,
+)
 
 Progress = Callable[[int, int, str], None]
-GENERATOR_VERSION = 4  # raise it with every change that alters a pixel or a label: caches carry it in their name
-_TEST_FROM, _SAMPLE_FROM = 100_000, 200_000  # first film index of the test and the sample films
+GENERATOR_VERSION = 5  # raise it with every change that alters a pixel or a label: caches carry it in their name
+SECOND_READER = "second_reader.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class SimulatedFilm:
     """One generated film as a model reads it.
 
     image (S, S) uint8, bone bright, padded; keypoints (17, 3) float32: the hospital's own labels; truth (17, 3): every
-    joint inside the film; spacing_mm (2,): x and y per array pixel; patient: pseudonym; cobb_deg: hospital C only.
+    joint inside the film; spacing_mm (2,): x and y per array pixel; patient: pseudonym; cobb_deg: hospital C only;
+    view: AP, LATERAL or OBLIQUE.
     """
 
     image: np.ndarray
@@ -42,6 +52,7 @@ class SimulatedFilm:
     spacing_mm: np.ndarray
     patient: str
     cobb_deg: float | None
+    view: str
 
 
 def simulate_film(hospital: str, seed: int, index: int, size_px: int) -> SimulatedFilm:
@@ -52,16 +63,23 @@ def simulate_film(hospital: str, seed: int, index: int, size_px: int) -> Simulat
     site = SITES[hospital]
     frame = Frame(*site.film, size_px)
     exposure = render(hospital, seed, index, frame.inner, site.film)
-    frame = Frame(*site.film, size_px, Spacing(*exposure.pitch_mm[::-1], site.kind))
+    frame = Frame(*site.film, size_px, _spacing(site.kind, exposure))
     (rows, cols), (top, left) = frame.inner, frame.offset
     image = np.zeros((size_px, size_px), np.uint8)
     image[top : top + rows, left : left + cols] = to_grey(exposure.film, exposure.limits)
-    truth = exposure.truth.copy()
-    seen = truth[:, 2] > 0
-    truth[seen, :2] = frame.to_array(truth[seen, :2])
+    keypoints, truth = training_labels(hospital, seed, index, exposure), exposure.truth.copy()
+    for points in (keypoints, truth):
+        seen = points[:, 2] > 0
+        points[seen, :2] = frame.to_array(points[seen, :2])
     patient = pseudonym(hospital, seed, exposure.patient_number)
     spacing = frame.array_spacing_mm().astype(np.float32)
-    return SimulatedFilm(image, own_labels(hospital, truth), truth, spacing, patient, exposure.cobb_deg)
+    return SimulatedFilm(image, keypoints, truth, spacing, patient, exposure.cobb_deg, exposure.view)
+
+
+def _spacing(kind: str, exposure: Exposure) -> Spacing:
+    """The pitch that the hospital's headers give: at the joints where they know the magnification."""
+    pitch = exposure.pitch_mm if kind == "detector" else exposure.pitch_mm / exposure.magnification
+    return Spacing(*pitch[::-1], kind)
 
 
 def training_hospitals(
@@ -84,7 +102,7 @@ def training_hospitals(
         sets = _read_cache(path)
         if sets is None:
             sets = []
-            for first, count, done in ((0, n_train, 0), (_TEST_FROM, n_test, n_train)):
+            for first, count, done in ((0, n_train, 0), (TEST_FROM, n_test, n_train)):
                 before = number * (n_train + n_test) + done
                 sets.append(_film_set(name, seed, range(first, first + count), size_px, before, total, progress))
             _write_cache(path, sets)
@@ -140,20 +158,23 @@ def _read_cache(path: Path) -> list[FilmSet] | None:
 def write_sample(out: Path, films: int = 12, seed: int = 0, progress: Progress | None = None) -> list[Path]:
     """Folders hospital_a, _b and _c in ``out``, each with DICOM films and annotations.json; returns the films' paths.
 
-    The same seed gives the same bytes on the same machine and packages. ``patient_id`` of the labels is a pseudonym.
+    The same seed gives the same bytes on the same machine and packages. ``patient_id`` of the labels is a pseudonym;
+    second_reader.json holds the labels of another reader of the same films.
     """
     written: list[Path] = []
     for name, site in SITES.items():
         images, labels = [], []
         for number in range(films):
-            exposure = render(name, seed, _SAMPLE_FROM + number, site.film, site.film)
+            index = SAMPLE_FROM + number
+            exposure = render(name, seed, index, site.film, site.film)
             file_name = f"film_{number + 1:03d}.dcm"
             written.append(write_atomic(Path(out) / name / file_name, film_bytes(name, seed, number, exposure)))
             patient = pseudonym(name, seed, exposure.patient_number)
             rows, cols = site.film
             images.append({"file_name": file_name, "width": cols, "height": rows, "patient_id": patient})
-            labels.append(own_labels(name, exposure.truth))
+            labels.append(read_labels(name, seed, index, exposure))
             if progress:
                 progress(len(written), films * len(SITES), f"{name}/{file_name}")
-        write_annotations(Path(out) / name / "annotations.json", COCO_JOINTS, images, labels)
+        for reader, file_name in enumerate(("annotations.json", SECOND_READER)):
+            write_annotations(Path(out) / name / file_name, COCO_JOINTS, images, [both[reader] for both in labels])
     return written

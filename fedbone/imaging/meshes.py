@@ -103,12 +103,14 @@ def _subdivide(vertices: np.ndarray, faces: np.ndarray, steps: int) -> tuple[np.
 class Samples:
     """Surface samples of one mesh in its own frame (metres): what a beam needs to know of the surface around a point.
 
-    point (P, 3); area (P,) m2; flux (P, 6) m3: the symmetric part of the sum of (area x point x normal) in the order
-    xx, yy, zz, yz, xz, xy, so that a beam along the unit vector b crosses b.flux.b / pixel area metres of bone there.
+    point (3, P); area (P,) m2; normal (3, P) m2: sum of (area x unit normal); flux (6, P) m3: the symmetric part of the
+    sum of (area x point x normal) in the order xx, yy, zz, yz, xz, xy. A ray along the unit vector b that counts depth
+    from c metres behind the origin crosses (b.flux.b - c normal.b) / cross-section metres of bone there.
     """
 
     point: np.ndarray
     area: np.ndarray
+    normal: np.ndarray
     flux: np.ndarray
 
 
@@ -129,7 +131,15 @@ def sample_surface(vertices: np.ndarray, faces: np.ndarray, spacing: float) -> S
     fine = parts == 1
     centre = corner[fine] + (edge_1[fine] + edge_2[fine]) / 3
     merged = _sum_samples(centre, normal[fine], _cubes(centre, 0.4 * spacing))
-    return Samples(*(np.concatenate(pair) for pair in zip(single, merged, strict=False)))
+    return Samples(*(np.concatenate(pair, axis=-1) for pair in zip(single, merged, strict=True)))
+
+
+def sphere_samples(radius: float, count: int = 800) -> Samples:
+    """Samples of a sphere around the origin, spread evenly by the golden angle."""
+    z = 1 - (2 * np.arange(count) + 1) / count
+    angle = np.arange(count) * np.pi * (3 - np.sqrt(5))
+    unit = np.stack([np.sqrt(1 - z * z) * np.cos(angle), np.sqrt(1 - z * z) * np.sin(angle), z], axis=1)
+    return Samples(*_sum_samples(unit * radius, unit * (4 * np.pi * radius**2 / count), None))
 
 
 def _barycentric(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +161,77 @@ def _cubes(point: np.ndarray, side: float) -> np.ndarray:
 
 
 def _sum_samples(point: np.ndarray, normal: np.ndarray, group: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """Point, area and flux (float32) of samples, summed over each ``group`` (P,) if given; |normal| is the area."""
+    """The fields of Samples, float32, summed over each ``group`` (P,) if given; |normal| is the area."""
     area = np.linalg.norm(normal, axis=1) + 1e-15
     x, y, z = point.T
     nx, ny, nz = normal.T
     flux = [x * nx, y * ny, z * nz, (y * nz + z * ny) / 2, (x * nz + z * nx) / 2, (x * ny + y * nx) / 2]
     if group is not None:
         total = np.bincount(group, area)
-        point = np.stack([np.bincount(group, area * axis) / total for axis in (x, y, z)], axis=1)
+        x, y, z = (np.bincount(group, area * axis) / total for axis in (x, y, z))
+        nx, ny, nz = (np.bincount(group, axis) for axis in (nx, ny, nz))
         area, flux = total, [np.bincount(group, f) for f in flux]
-    return point.astype(np.float32), area.astype(np.float32), np.stack(flux, axis=1).astype(np.float32)
+    return tuple(np.array(v, np.float32) for v in ((x, y, z), area, (nx, ny, nz), flux))
+
+
+def outer_skin(vertices: np.ndarray, faces: np.ndarray, step: float, angles: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """A closed surface around a long mesh with crumpled or inner faces: slices every ``step`` metres across its long
+    axis, in each the farthest wall seen from the slice's middle in ``angles`` directions.
+    """
+    axis = int(np.argmax(np.ptp(vertices, axis=0)))
+    across = [i for i in range(3) if i != axis]
+    low, high = vertices[:, axis].min() + step / 4, vertices[:, axis].max() - step / 4
+    turn = 2 * np.pi * np.arange(angles) / angles
+    direction = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    rings, corners = [], vertices[faces]
+    for height in np.linspace(low, high, int((high - low) / step) + 1):
+        start, end = _cut(corners[..., axis] - height, corners[..., across])
+        length = np.linalg.norm(end - start, axis=1)
+        middle = (length[:, None] * (start + end) / 2).sum(axis=0) / length.sum()
+        ring = np.empty((angles, 3))
+        ring[:, across] = middle + direction * _farthest(start - middle, end - middle, direction)[:, None]
+        ring[:, axis] = height
+        rings.append(ring)
+    return _tube(np.stack(rings), flip=axis == 1)
+
+
+def _cut(height: np.ndarray, corner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Segments (N, 2) in which faces with corners (F, 3, 2) at heights (F, 3) cross height 0."""
+    crossing = (height > 0).any(axis=1) & (height <= 0).any(axis=1)
+    height, corner = height[crossing], corner[crossing]
+    above = height > 0
+    lone = np.where(above.sum(axis=1) == 1, above.argmax(axis=1), (~above).argmax(axis=1))  # one corner on its own side
+    rows = np.arange(len(lone))
+    ends = []
+    for k in (1, 2):
+        other = (lone + k) % 3
+        share = height[rows, lone] / (height[rows, lone] - height[rows, other])
+        ends.append(corner[rows, lone] + share[:, None] * (corner[rows, other] - corner[rows, lone]))
+    return ends[0], ends[1]
+
+
+def _farthest(start: np.ndarray, end: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Distance (A,) from the origin to the farthest of the segments (N, 2) in each direction (A, 2)."""
+
+    def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+    run, d = (end - start)[None], direction[:, None]
+    slope = cross(d, run)
+    slope = np.where(np.abs(slope) < 1e-15, 1e-15, slope)
+    distance, share = cross(start[None], run) / slope, cross(start[None], d) / slope
+    hit = (share >= 0) & (share <= 1) & (distance > 0)
+    return np.where(hit, distance, 0).max(axis=1)
+
+
+def _tube(rings: np.ndarray, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and outward faces of rings (R, A, 3), closed at both ends."""
+    count, angles, _ = rings.shape
+    vertices = np.concatenate([rings.reshape(-1, 3), rings[[0, -1]].mean(axis=1)])
+    here = np.arange(count * angles).reshape(count, angles)
+    beside = np.roll(here, -1, axis=1)
+    a, b, c, d = here[:-1].ravel(), beside[:-1].ravel(), here[1:].ravel(), beside[1:].ravel()
+    first, last = np.full(angles, count * angles), np.full(angles, count * angles + 1)
+    sides = [(a, b, d), (a, d, c), (first, beside[0], here[0]), (last, here[-1], beside[-1])]
+    faces = np.concatenate([np.stack(t, axis=1) for t in sides])
+    return vertices, faces[:, ::-1] if flip else faces

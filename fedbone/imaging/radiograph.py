@@ -1,165 +1,154 @@
-"""Radiographs of a posed skeleton: path lengths by splatting surface samples, then Beer-Lambert, noise and blur.
+"""A radiograph of a posed patient: Beer-Lambert along the rays of a point source, then what tube and detector add.
 
-Two bone maps are summed: the solid path (divergence theorem along the beam, metres of spongy bone) and the cortical
-shell (surface seen edge-on is long, which gives the bright edges). The beam is parallel and runs along y.
+Simple physics: one effective photon energy a film, quantum noise, detector blur, an anti-scatter grid's cut-off, lead
+blades and a lead letter. Left out: beam hardening, scatter, implants, the structure of trabecular bone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from fedbone.imaging.bones import HEAD
-from fedbone.imaging.meshes import Samples, sample_surface
-from fedbone.imaging.skeleton import PosedSkeleton, load_skeleton
+from fedbone.imaging.bone_paths import ball_path, bone_paths
+from fedbone.imaging.projection import Projection
+from fedbone.imaging.skeleton import PosedSkeleton
 from fedbone.imaging.tissue import flesh_path_m
 
-_SHELL_M = 0.0013  # thickness of cortical bone
-_SPACING = 1.4  # of a pixel, largest side of a sample's triangle: above 1.6 a dot pattern shows
-_SKULL_SHELL = 2.2  # the vault is thicker than a long bone's cortex but hollow: no solid path for skull and jaw
-
-
-@dataclass(frozen=True)
-class View:
-    """The rectangle of the world that a film shows: left x, top z, width and height in metres; rows, cols in pixels."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    rows: int
-    cols: int
-
-    @property
-    def pitch(self) -> np.ndarray:
-        """(x, z) metres per pixel."""
-        return np.array([self.width / self.cols, self.height / self.rows])
-
-    def shows(self, points: np.ndarray, more: float) -> bool:
-        """Whether the box around world points (P, 3), ``more`` metres larger on all sides, reaches the rectangle."""
-        x, z = points[:, 0], points[:, 2]
-        across = x.max() > self.left - more and x.min() < self.left + self.width + more
-        return bool(across and z.min() < self.top + more and z.max() > self.top - self.height - more)
-
-    def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """World points (..., 3) in metres to x, y in pixel index coordinates (..., 2)."""
-        offset = np.stack([points[..., 0] - self.left, self.top - points[..., 2]], axis=-1)
-        return offset / self.pitch - 0.5
+# Mass attenuation in cm2/g of ICRU-44 soft tissue and cortical bone: Hubbell and Seltzer, NISTIR 5632, 1995
+_KEV = np.array([30.0, 40.0, 50.0, 60.0, 80.0])
+_SOFT_CM2_G = np.array([0.3790, 0.2688, 0.2264, 0.2048, 0.1823])
+_CORTICAL_CM2_G = np.array([1.331, 0.6655, 0.4242, 0.3148, 0.2229])
+_SOFT_G_CM3, _CORTICAL_G_CM3 = 1.06, 1.92
+_SPONGY_BONE_SHARE = 0.26  # of its volume is bone, the rest marrow
+_KEV_PER_KVP = 0.55  # mean energy behind a patient, as a share of the tube voltage
+_LEAD_OD = 4.0  # natural log attenuation at which lead saturates the detector
+_BLADE_OD = 12.0
+BALL_RADIUS_M = 0.001
 
 
 @dataclass(frozen=True)
 class Beam:
-    """What a hospital's tube and detector do. Attenuation in 1/m for soft tissue, spongy and cortical bone.
+    """What a hospital's tube, grid and detector do.
 
-    photons: mean count per 0.15 mm square of detector without a patient; blur_mm: detector blur (sigma);
-    scatter: scattered part of the signal; latitude: how much of the large-scale brightness the processing removes.
+    kvp: tube voltage; photons_per_mm2: mean count at the detector without a patient; blur_mm: detector blur (sigma);
+    grid_focus_m: distance for which the grid's lamellae are tilted, None without a grid; grid_ratio: their height over
+    their gap; latitude: how much of the large-scale brightness the processing removes.
     """
 
-    soft: float
-    spongy: float
-    cortical: float
-    photons: float
+    kvp: float
+    photons_per_mm2: float
     blur_mm: float
-    scatter: float
+    grid_focus_m: float | None
+    grid_ratio: float
     latitude: float
 
-
-@lru_cache(maxsize=1024)
-def _samples(bone: int, spacing: float) -> Samples:
-    return sample_surface(load_skeleton().bones[bone].vertices, load_skeleton().bones[bone].faces, spacing)
-
-
-def bone_maps(posed: PosedSkeleton, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """(solid, shell), each (rows, cols) float32 in metres along the beam."""
-    pitch = view.pitch
-    spacing = 2.0 ** (np.floor(np.log2(pitch.min() * _SPACING) * 2) / 2)  # few steps, so that the cache serves
-    across, down, solid, shell = [], [], [], []
-    bends = 0.05 if posed.curve.bumps else 0.0  # the middle of the rib cage shifts more than its corners
-    for index, bone in enumerate(posed.bones):
-        size = posed.size[index]
-        if not view.shows(posed.world(index, bone.corners), bends):
-            continue
-        sample = _samples(index, spacing)
-        points = posed.world(index, sample.point)
-        across.append((points[:, 0] - np.float32(view.left)) * np.float32(1 / pitch[0]) - np.float32(0.5))
-        down.append((np.float32(view.top) - points[:, 2]) * np.float32(1 / pitch[1]) - np.float32(0.5))
-        b = posed.turn[index][1]  # the beam in the bone's frame
-        form = np.array([b[0] ** 2, b[1] ** 2, b[2] ** 2, 2 * b[1] * b[2], 2 * b[0] * b[2], 2 * b[0] * b[1]])
-        hollow = bone.follows == HEAD
-        weight = (form * (0 if hollow else size**3)).astype(np.float32)
-        solid.append(np.einsum("pk,k->p", sample.flux, weight))
-        shell.append(sample.area * np.float32(size**2 * _SHELL_M * (_SKULL_SHELL if hollow else 1)))
-    maps = _splat(np.concatenate(across), np.concatenate(down), [np.concatenate(solid), np.concatenate(shell)], view)
-    solid_map, shell_map = (cv2.GaussianBlur(m / np.float32(pitch.prod()), (0, 0), 0.6) for m in maps)
-    return np.maximum(solid_map, 0), shell_map
+    def attenuation(self) -> tuple[float, float, float]:
+        """1/m of soft tissue, and what spongy and cortical bone have more than soft tissue in their place."""
+        kev = self.kvp * _KEV_PER_KVP
+        soft, cortical = (
+            float(np.exp(np.interp(np.log(kev), np.log(_KEV), np.log(table)))) * density * 100
+            for table, density in ((_SOFT_CM2_G, _SOFT_G_CM3), (_CORTICAL_CM2_G, _CORTICAL_G_CM3))
+        )
+        return soft, (cortical - soft) * _SPONGY_BONE_SHARE, cortical - soft
 
 
-def _splat(x: np.ndarray, y: np.ndarray, weights: list[np.ndarray], view: View) -> list[np.ndarray]:
-    """Bilinear splat of samples at pixel x, y (P,): one (rows, cols) float32 map for each array of weights (P,)."""
-    inside = np.flatnonzero((x > -1) & (x < view.cols) & (y > -1) & (y < view.rows))
-    x, y, weights = x[inside] + 1, y[inside] + 1, [w[inside] for w in weights]  # a border of one pixel on each side
-    column, row = x.astype(np.int64), y.astype(np.int64)
-    right, low = x - column.astype(np.float32), y - row.astype(np.float32)
-    stride = view.cols + 2
-    index = row * stride + column
-    maps = [np.zeros((view.rows + 2) * stride) for _ in weights]
-    for total, weight in zip(maps, weights, strict=False):
-        below = weight * low
-        above = weight - below
-        for step, part in ((0, above), (stride, below)):
-            to_right = part * right
-            total += np.bincount(index + step, part - to_right, len(total))
-            total += np.bincount(index + (step + 1), to_right, len(total))
-    return [m.reshape(view.rows + 2, stride)[1:-1, 1:-1].astype(np.float32) for m in maps]
+@dataclass(frozen=True)
+class Furniture:
+    """What lies on a film beside the patient.
+
+    letter: lead R or L; at: its place as fractions of width and height; ring: drawn round it; blades_m: how far the
+    collimator's blades reach in at left, top, right and bottom of the detector; balls (B, 3): lead balls there.
+    """
+
+    letter: str = "R"
+    at: tuple[float, float] = (0.03, 0.05)
+    ring: bool = False
+    blades_m: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    balls: np.ndarray | tuple = ()
 
 
 def expose(
-    posed: PosedSkeleton, view: View, beam: Beam, rng: np.random.Generator
+    posed: PosedSkeleton, projection: Projection, beam: Beam, furniture: Furniture, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """The film (rows, cols) float32 as log attenuation, bone bright, and the window (low, high) a console would choose.
-
-    Beer-Lambert, scatter, detector blur, quantum noise, then the usual evening out of large-scale brightness.
-    """
-    solid, shell = bone_maps(posed, view)
-    solid *= 1 + _texture(solid.shape, 0.0007 / view.pitch[0], 0.06, rng)  # trabeculae
-    flesh = flesh_path_m(posed, view, rng)
-    mineral = posed.patient.mineral
-    optical = beam.soft * flesh + mineral * (beam.spongy * solid + beam.cortical * shell)
-    optical += 3.0 * _marker(view)
-    signal = np.exp(-optical)
-    if beam.scatter:
-        signal = (1 - beam.scatter) * signal + beam.scatter * _blur_mm(signal, view, 40.0)
-    signal = cv2.GaussianBlur(signal, (0, 0), max(beam.blur_mm / 1000 / view.pitch[0], 0.3))
-    photons = beam.photons * float(view.pitch.prod()) / 0.00015**2
+    """The film (rows, cols) float32 as log attenuation, bone bright, and the window (low, high) a console chooses."""
+    cortical, spongy = bone_paths(posed, projection)
+    pixel_mm = float(projection.pitch[0]) * 1000
+    spongy *= 1 + _mottle(spongy.shape, 0.7 / pixel_mm, 0.06, rng)  # stands in for trabeculae, has no structure
+    soft, spongy_excess, cortical_excess = beam.attenuation()
+    optical = soft * flesh_path_m(posed, projection, rng)
+    optical += posed.patient.mineral * (spongy_excess * spongy + cortical_excess * cortical)
+    body = (optical > 0.25).astype(np.float32)
+    open_field = _open_field(projection, furniture.blades_m)
+    optical += _LEAD_OD * _letter(projection, furniture)
+    if len(furniture.balls):
+        optical += _LEAD_OD * np.minimum(ball_path(furniture.balls, BALL_RADIUS_M, projection) / BALL_RADIUS_M, 1)
+    optical += _grid_loss(projection, beam) + _BLADE_OD * (1 - open_field)
+    signal = cv2.GaussianBlur(np.exp(-optical), (0, 0), max(beam.blur_mm / pixel_mm, 0.3))
+    photons = np.float32(beam.photons_per_mm2 * float(projection.pitch.prod()) * 1e6)
     noise = rng.standard_normal(signal.shape, dtype=np.float32)
     counts = np.maximum(signal * photons + np.sqrt(signal * photons) * noise, 1)
-    film = -np.log(counts / np.float32(photons))
-    body = (optical > 0.25).astype(np.float32)
+    return _process(-np.log(counts / photons), body * (open_field > 0.9), beam, projection)
+
+
+def _process(
+    film: np.ndarray, body: np.ndarray, beam: Beam, projection: Projection
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Evens out large-scale brightness over the ``body`` (rows, cols), and chooses the window from it."""
     mean = float((film * body).sum() / max(float(body.sum()), 1.0))  # far from the body there is nothing to average
-    around = (_blur_mm(film * body, view, 50.0) + 0.02 * mean) / (_blur_mm(body, view, 50.0) + 0.02)
-    film = film - np.float32(beam.latitude) * around
-    low, high = np.percentile(film[body > 0], [1.0, 99.8])
-    high = max(high, low + 0.1)
-    film = np.maximum(film, np.float32(low - 0.1 * (high - low)))  # the detector saturates where nothing is in the way
+    around = (_blur_mm(film * body, projection, 50.0) + 0.02 * mean) / (_blur_mm(body, projection, 50.0) + 0.02)
+    air = np.clip(1 - film / 0.25, 0, 1)  # beside the body the detector is flooded: black, without a halo
+    film = film - np.float32(beam.latitude) * (around + 2 * mean * air)
+    low, high = np.percentile(film[body > 0], [1.0, 99.8]) if body.any() else (0.0, 1.0)
+    low, high = low - 0.06 * (high - low), max(high, low + 0.1)  # lungs stay grey
+    # the detector saturates where nothing is in the way, and has no more steps far above the densest bone
+    film = np.clip(film, np.float32(low - 0.1 * (high - low)), np.float32(high + 0.6 * (high - low)))
     return film, (float(low), float(high))
 
 
-def _marker(view: View) -> np.ndarray:
-    """(rows, cols) float32: a 15 mm lead letter R in the upper corner at the patient's right, as on every AP film."""
+def _grid_loss(projection: Projection, beam: Beam) -> np.ndarray:
+    """(1, cols) float32 log attenuation by lamellae that do not point at the source.
+
+    A focused grid used off its distance loses ratio x offset x |1/focus - 1/distance| of the light. Source: Hendee and
+    Ritenour, Medical Imaging Physics, 4th edition, chapter 15.
+    """
+    if beam.grid_focus_m is None:
+        return np.zeros((1, projection.cols), np.float32)
+    x = projection.left + (np.arange(projection.cols) + 0.5) * projection.pitch[0] - projection.source[0]
+    lost = beam.grid_ratio * np.abs(x) * abs(1 / beam.grid_focus_m - 1 / projection.detector_m)
+    return -np.log1p(-np.minimum(lost, 0.9)).astype(np.float32)[None]
+
+
+def _open_field(projection: Projection, blades_m: tuple[float, float, float, float]) -> np.ndarray:
+    """(rows, cols) float32: 1 where the beam passes the collimator, 0 behind its blades, with a 1 mm penumbra."""
+    left, top, right, bottom = blades_m
+    x = (np.arange(projection.cols) + 0.5) * projection.pitch[0]
+    y = (np.arange(projection.rows) + 0.5) * projection.pitch[1]
+    width, height = projection.cols * projection.pitch[0], projection.rows * projection.pitch[1]
+
+    def passes(at: np.ndarray, low: float, high: float, size: float) -> np.ndarray:
+        ramp = [np.clip((d + 0.0005) / 0.001, 0, 1) for d, edge in ((at - low, low), (size - high - at, high)) if edge]
+        return np.prod(ramp, axis=0) if ramp else np.ones_like(at)
+
+    return (passes(y, top, bottom, height)[:, None] * passes(x, left, right, width)).astype(np.float32)
+
+
+def _letter(projection: Projection, furniture: Furniture) -> np.ndarray:
+    """(rows, cols) float32: a 15 mm lead letter."""
     large = np.zeros((240, 240), np.uint8)
-    cv2.putText(large, "R", (60, 180), cv2.FONT_HERSHEY_SIMPLEX, 5.0, 255, 22, cv2.LINE_AA)
-    side = np.maximum(np.round(0.024 / view.pitch), 4).astype(int)
-    letter = cv2.resize(large, (int(side[0]), int(side[1])), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    film = np.zeros((view.rows, view.cols), np.float32)
-    top, left = int(0.05 * view.rows), int(0.03 * view.cols)
-    film[top : top + side[1], left : left + side[0]] = letter
+    cv2.putText(large, furniture.letter, (60, 180), cv2.FONT_HERSHEY_SIMPLEX, 5.0, 255, 22, cv2.LINE_AA)
+    if furniture.ring:
+        cv2.circle(large, (120, 120), 108, 255, 12, cv2.LINE_AA)
+    width, height = (int(v) for v in np.maximum(np.round(0.024 / projection.pitch), 4))
+    film = np.zeros((projection.rows, projection.cols), np.float32)
+    top, left = int(furniture.at[1] * projection.rows), int(furniture.at[0] * projection.cols)
+    small = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    film[top : top + height, left : left + width] = small[: projection.rows - top, : projection.cols - left]
     return film
 
 
-def _texture(shape: tuple[int, int], sigma_px: float, strength: float, rng: np.random.Generator) -> np.ndarray:
+def _mottle(shape: tuple[int, int], sigma_px: float, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise (rows, cols) of standard deviation ``strength``; finer than a pixel it averages out."""
     noise = rng.standard_normal(shape, dtype=np.float32)
     if sigma_px < 0.3:
@@ -168,12 +157,13 @@ def _texture(shape: tuple[int, int], sigma_px: float, strength: float, rng: np.r
     return smooth * np.float32(strength / max(float(smooth.std()), 1e-6))
 
 
-def _blur_mm(image: np.ndarray, view: View, sigma_mm: float) -> np.ndarray:
+def _blur_mm(image: np.ndarray, projection: Projection, sigma_mm: float) -> np.ndarray:
     """A wide Gaussian blur, done on a small copy."""
-    small = cv2.resize(image, (max(view.cols // 8, 16), max(view.rows // 8, 16)), interpolation=cv2.INTER_AREA)
-    sigma = sigma_mm / 1000 / (view.width / small.shape[1])
+    cols, rows = projection.cols, projection.rows
+    small = cv2.resize(image, (max(cols // 8, 16), max(rows // 8, 16)), interpolation=cv2.INTER_AREA)
+    sigma = sigma_mm / 1000 / (float(projection.pitch[0]) * cols / small.shape[1])
     small = cv2.GaussianBlur(small, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(small, (view.cols, view.rows), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(small, (cols, rows), interpolation=cv2.INTER_LINEAR)
 
 
 def to_grey(film: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What each of the three hospitals images, how its machine does it, and one film of it before it becomes grey levels.
+"""What each of the three hospitals images, how its machine does it, how it labels, and one film before it becomes grey.
 
 A: pelvis and hips. B: knees and lower legs. C: scoliosis spines with head and arms. A film depends only on
 (hospital, seed, index, shape), never on what was rendered before.
@@ -11,19 +11,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedbone.imaging.bones import GROUPS
 from fedbone.imaging.coco import COCO_JOINTS
-from fedbone.imaging.radiograph import Beam, View, expose
-from fedbone.imaging.skeleton import Patient, PosedSkeleton, load_skeleton
-from fedbone.imaging.spine import STRAIGHT, SpineCurve
+from fedbone.imaging.patients import PatientMix, draw_arms, draw_curve, draw_legs, draw_patient
+from fedbone.imaging.projection import Projection
+from fedbone.imaging.radiograph import Beam, Furniture, expose
+from fedbone.imaging.skeleton import load_skeleton
+from fedbone.imaging.spine import STRAIGHT
+
+VIEWS = ("AP", "LATERAL", "OBLIQUE")
+TEST_FROM, SAMPLE_FROM = 100_000, 200_000  # first film index of the test and the sample films
+_MARGIN_PX = 6  # a joint on the very edge cannot be told, and must not leave a smaller copy of the film
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One person who labels films: a constant offset in x and y, and the spread of each click (mm at the joint)."""
+
+    bias_mm: tuple[float, float]
+    spread_mm: float
 
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital: joints it labels (COCO indices), film shape and field, beam, and the joints a film is centred on.
+    """One hospital: what it images and labels, its machine, its patients and its habits.
 
-    film: (rows, cols) pixels of its detector; field_m: range of the longer side; centre: COCO indices; lift_m: mean
-    and spread of how far above them the film's centre lies; kind: what its pixel spacing refers to.
+    labels, centre: COCO indices of the joints it labels, and of those a film is centred on; film: (rows, cols) pixels
+    of its detector; field_m: range of the longer side at the joints; lift_m: mean and spread of how far above
+    ``centre`` the film's centre lies; distance_m: source to detector; gap_m: joints to detector; special_view,
+    special_share: the view that is not AP, and its share of the films; letter, letter_at, ring: lead marker, how far
+    down it lies as a share of the height; blades_m: the most that the collimator reaches into half of its films;
+    kind: what its spacing refers to; swaps: every film with index % 33 == 25 has left and right exchanged; copies:
+    every film with index % 20 == 9 shows the film of four places before under another patient's name.
     """
 
     labels: tuple[int, ...]
@@ -32,33 +50,63 @@ class Site:
     centre: tuple[int, ...]
     lift_m: tuple[float, float]
     beam: Beam
+    distance_m: float
+    gap_m: float
+    special_view: str
+    special_share: float
+    letter: str
+    letter_at: tuple[float, float]
+    ring: bool
+    blades_m: float
     kind: str
+    patients: PatientMix
+    readers: tuple[Reader, Reader]
+    swaps: bool = False
+    copies: bool = False
 
 
 SITES = {
     "hospital_a": Site(
-        (11, 12), (520, 640), (0.36, 0.46), (11, 12), (0.03, 0.015),
-        Beam(20.0, 27.0, 75.0, 2500.0, 0.15, 0.10, 0.35), "calibrated",
+        labels=(11, 12), film=(520, 640), field_m=(0.36, 0.46), centre=(11, 12), lift_m=(0.03, 0.015),
+        beam=Beam(75.0, 1.6e6, 0.15, 1.10, 10.0, 0.35), distance_m=1.15, gap_m=0.17,
+        special_view="OBLIQUE", special_share=0.1, letter="R", letter_at=(0.05, 0.12), ring=False, blades_m=0.0,
+        kind="calibrated", patients=PatientMix(1.0, 0.9, 1.05),
+        readers=(Reader((0.0, 0.0), 0.8), Reader((0.5, -0.3), 1.2)), swaps=True,
     ),
     "hospital_b": Site(
-        (13, 14, 15, 16), (640, 480), (0.55, 0.68), (13, 14, 15, 16), (0.02, 0.02),
-        Beam(24.0, 26.0, 100.0, 1200.0, 0.25, 0.05, 0.3), "detector",
+        labels=(13, 14, 15, 16), film=(640, 480), field_m=(0.55, 0.68), centre=(13, 14, 15, 16), lift_m=(0.02, 0.02),
+        beam=Beam(60.0, 2.5e5, 0.25, None, 0.0, 0.3), distance_m=1.30, gap_m=0.08,
+        special_view="OBLIQUE", special_share=0.1, letter="L", letter_at=(0.1, 0.2), ring=True, blades_m=0.035,
+        kind="detector", patients=PatientMix(1.0, 1.05, 1.0),
+        readers=(Reader((0.2, 0.2), 1.2), Reader((-0.4, 0.5), 1.2)), copies=True,
     ),
     "hospital_c": Site(
-        (0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12), (600, 540), (0.88, 1.0), (0, 11, 12), (0.14, 0.015),
-        Beam(19.0, 22.0, 60.0, 500.0, 0.35, 0.18, 0.5), "calibrated",
+        labels=(0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12), film=(600, 540), field_m=(0.88, 1.0), centre=(0, 11, 12),
+        lift_m=(0.14, 0.015), beam=Beam(85.0, 6.0e5, 0.35, 1.80, 12.0, 0.5), distance_m=1.80, gap_m=0.20,
+        special_view="LATERAL", special_share=0.1, letter="R", letter_at=(0.6, 0.75), ring=False, blades_m=0.0,
+        kind="object", patients=PatientMix(0.94, 0.95, 0.9),
+        readers=(Reader((0.0, 0.3), 1.8), Reader((0.6, 0.0), 2.4)),
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """A film before it becomes grey levels: log attenuation (rows, cols), window, joints (17, 3) in film pixels."""
+    """A film before it becomes grey levels: log attenuation (rows, cols), window, joints (17, 3) in film pixels.
+
+    pitch_mm (2,): x and y at the detector; magnification: from the plane of the joints to the detector; view: one of
+    VIEWS; kvp: tube voltage; distance_mm: source to detector; marker: the lead letter on the film, R or L.
+    """
 
     film: np.ndarray
     limits: tuple[float, float]
     truth: np.ndarray
     pitch_mm: np.ndarray
+    magnification: float
+    view: str
+    kvp: float
+    distance_mm: float
+    marker: str
     patient_number: int
     cobb_deg: float | None
 
@@ -66,6 +114,16 @@ class Exposure:
 def patient_number(index: int) -> int:
     """The patient of film ``index``: every fourth film shows the patient of the film before it, as in real archives."""
     return index - 1 if index % 4 == 3 else index
+
+
+def _shown(site: Site, index: int) -> int:
+    """The film whose picture film ``index`` carries: another one where the archive holds a copy."""
+    return index - 4 if site.copies and index % 20 == 9 and not _is_test(index) else index
+
+
+def _is_test(index: int) -> bool:
+    """Test films were looked at by two people, so they carry no copies and no exchanged sides."""
+    return TEST_FROM <= index < SAMPLE_FROM
 
 
 def pseudonym(hospital: str, seed: int, number: int) -> str:
@@ -78,71 +136,98 @@ def stream(hospital: str, seed: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([seed, list(SITES).index(hospital), *numbers])
 
 
-def draw_patient(rng: np.random.Generator) -> Patient:
-    """A patient: limb groups vary together (body height) and each on its own."""
-    scale = np.clip(rng.normal(1, 0.05) * rng.normal(1, 0.03, len(GROUPS)), 0.82, 1.18)
-    mineral, flesh = np.clip(rng.normal(1, 0.13), 0.6, 1.4), np.clip(rng.normal(1, 0.12), 0.75, 1.4)
-    return Patient(tuple(float(s) for s in scale), float(mineral), float(flesh))
+def render(
+    hospital: str,
+    seed: int,
+    index: int,
+    shape: tuple[int, int],
+    film_shape: tuple[int, int],
+    view: str | None = None,
+    balls: tuple[int, ...] = (),
+) -> Exposure:
+    """Film ``index`` of a hospital with ``shape`` (rows, cols) pixels; its joints stay in pixels of ``film_shape``.
+
+    ``view`` (one of VIEWS) takes the place of the drawn one; ``balls``: joints that carry a lead ball of 2 mm.
+    """
+    site, shown = SITES[hospital], _shown(SITES[hospital], index)
+    body = stream(hospital, seed, patient_number(shown), 0)
+    patient, curve = draw_patient(site.patients, body), draw_curve(body) if hospital == "hospital_c" else STRAIGHT
+    rng = stream(hospital, seed, shown, 1)
+    drawn = site.special_view if rng.random() < site.special_share else "AP"
+    view = view or drawn
+    legs, arms = draw_legs(rng), draw_arms(hospital == "hospital_c", view, rng)
+    posed = load_skeleton().pose(patient, legs, curve, arms).seen_from(_turn_deg(view, rng))
+    joints = posed.joints_mm / 1000
+    projection = _aim(site, joints, rng, shape)
+    furniture = _furniture(site, view, joints[list(balls)], rng)
+    film, limits = expose(posed, projection, site.beam, furniture, rng)
+    at_film = projection.resized(*film_shape)
+    truth = _truth(at_film, joints, furniture)
+    cobb = posed.cobb_deg if curve.bumps else None
+    distance_mm, pitch_mm = site.distance_m * 1000, at_film.pitch * 1000
+    return Exposure(
+        film, limits, truth, pitch_mm, projection.magnification, view, site.beam.kvp, distance_mm, furniture.letter,
+        patient_number(index), cobb,
+    )  # fmt: skip
 
 
-def draw_pose(hospital: str, rng: np.random.Generator) -> dict[str, float]:
-    """Joint angles in radians for a film of this hospital."""
-    angles = {"axial_rotation": rng.normal(0, 0.03)}
-    raised = rng.random() < 0.65  # on spine films arms are held up or away from the trunk; elsewhere out of the beam
-    arms = {"hospital_a": 1.3, "hospital_b": 0.9, "hospital_c": 2.5 if raised else 0.65}[hospital] + rng.normal(0, 0.12)
-    for side in "lr":
-        angles[f"hip_flexion_{side}"] = rng.normal(0.02, 0.06)
-        angles[f"hip_adduction_{side}"] = rng.normal(-0.06, 0.05)
-        angles[f"hip_rotation_{side}"] = rng.normal(0.05, 0.1)
-        angles[f"knee_angle_{side}"] = abs(rng.normal(0, 0.08))
-        angles[f"ankle_angle_{side}"] = rng.normal(-0.3, 0.08)  # toes down, as the foot rests
-        angles[f"shoulder_elv_{side}"] = arms + rng.normal(0, 0.06)
-        angles[f"elv_angle_{side}"] = rng.normal(0, 0.15)
-        angles[f"elbow_flexion_{side}"] = abs(rng.normal(1.1, 0.4))
-    return angles
+def _turn_deg(view: str, rng: np.random.Generator) -> float:
+    """How far the patient is turned; an oblique view may be of either side."""
+    oblique = rng.choice([-1, 1]) * rng.uniform(30, 45)
+    return {"AP": 0.0, "LATERAL": 90.0, "OBLIQUE": float(oblique)}[view]
 
 
-def draw_curve(rng: np.random.Generator) -> SpineCurve:
-    """A scoliosis: one main curve of 12 to 55 degrees and a smaller one that brings the trunk back over the pelvis."""
-    side = 1 if rng.random() < 0.25 else -1  # thoracic curves mostly bend to the right
-    cobb = side * rng.uniform(12, 55)
-    centre, half = rng.uniform(0.5, 0.68), rng.uniform(0.26, 0.33)
-    second = (rng.uniform(0.15, 0.25), rng.uniform(0.2, 0.26), -cobb * rng.uniform(0.2, 0.7))
-    return SpineCurve(((centre, half, cobb), second), twist=rng.uniform(4, 9))
+def _aim(site: Site, joints: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> Projection:
+    """The central ray on the middle of the site's joints, give or take what a radiographer does."""
+    rows, cols = site.film
+    plane_m = site.distance_m - site.gap_m
+    longer_m = rng.uniform(*site.field_m) * site.distance_m / plane_m
+    width, height = longer_m * cols / max(rows, cols), longer_m * rows / max(rows, cols)
+    centre = joints[list(site.centre)].mean(axis=0) + np.array([rng.normal(0, 0.012), 0, rng.normal(*site.lift_m)])
+    source = centre - [0, plane_m, 0]
+    left, top = centre[0] - width / 2, centre[2] + height / 2
+    pitch = np.array([width / shape[1], height / shape[0]])
+    return Projection(source, site.distance_m, plane_m, left, top, pitch, *shape)
 
 
-def render(hospital: str, seed: int, index: int, shape: tuple[int, int], film_shape: tuple[int, int]) -> Exposure:
-    """Film ``index`` of a hospital with ``shape`` (rows, cols) pixels; its joints stay in pixels of ``film_shape``."""
-    site, number = SITES[hospital], patient_number(index)
-    body = stream(hospital, seed, number, 0)
-    patient, curve = draw_patient(body), draw_curve(body) if hospital == "hospital_c" else STRAIGHT
-    rng = stream(hospital, seed, index, 1)
-    posed = load_skeleton().pose(patient, draw_pose(hospital, rng), curve)
-    view = _aim(site, posed, rng, shape)
-    film, limits = expose(posed, view, site.beam, rng)
-    at_film = View(view.left, view.top, view.width, view.height, *film_shape)
+def _furniture(site: Site, view: str, balls: np.ndarray, rng: np.random.Generator) -> Furniture:
+    """Lead letter on its own side of the patient, and the collimator's blades."""
+    reach = site.blades_m * rng.uniform(0.2, 1, 4) * (rng.random() < 0.5)
+    letter = site.letter if view != "LATERAL" else "L"  # the side against the detector
+    at = (0.12 if letter == "R" or view == "LATERAL" else 0.8, rng.uniform(*site.letter_at))
+    return Furniture(letter, at, site.ring, tuple(float(r) for r in reach), balls)
+
+
+def _truth(projection: Projection, joints: np.ndarray, furniture: Furniture) -> np.ndarray:
+    """(17, 3) x, y, visibility: 2 where the joint lies in the open field, else all zero."""
     truth = np.zeros((len(COCO_JOINTS), 3), np.float32)
-    truth[:, :2] = at_film.to_pixels(posed.joints_mm / 1000)
-    margin = 6  # pixels: a joint on the very edge cannot be told, and must not leave a smaller copy of the film
-    inside = ((truth[:, :2] >= margin) & (truth[:, :2] <= np.array(film_shape[::-1]) - 1 - margin)).all(axis=1)
+    truth[:, :2] = projection.to_pixels(joints)
+    left, top, right, bottom = np.asarray(furniture.blades_m) / np.tile(projection.pitch, 2) + _MARGIN_PX
+    low, high = np.array([left, top]), np.array([projection.cols - 1 - right, projection.rows - 1 - bottom])
+    inside = ((truth[:, :2] >= low) & (truth[:, :2] <= high)).all(axis=1)
     truth[:, 2] = 2 * inside
     truth[~inside] = 0
-    return Exposure(film, limits, truth, at_film.pitch * 1000, number, posed.cobb_deg if curve.bumps else None)
+    return truth
 
 
-def _aim(site: Site, posed: PosedSkeleton, rng: np.random.Generator, shape: tuple[int, int]) -> View:
-    field = rng.uniform(*site.field_m)
+def read_labels(hospital: str, seed: int, index: int, exposure: Exposure) -> np.ndarray:
+    """(2, 17, 3): what the hospital's two readers click on the film, in its pixels; joints it does not label are 0."""
+    site, rng = SITES[hospital], stream(hospital, seed, index, 4)
+    px_per_mm = exposure.magnification / exposure.pitch_mm
+    labels = np.zeros((2, *exposure.truth.shape), np.float32)
+    kept = list(site.labels)
+    labels[:, kept] = exposure.truth[kept]
     rows, cols = site.film
-    width, height = field * cols / max(rows, cols), field * rows / max(rows, cols)
-    centre = posed.joints_mm[list(site.centre)].mean(axis=0) / 1000
-    x = centre[0] + rng.normal(0, 0.012)
-    z = centre[2] + rng.normal(*site.lift_m)
-    return View(x - width / 2, z + height / 2, width, height, *shape)
-
-
-def own_labels(hospital: str, truth: np.ndarray) -> np.ndarray:
-    """The truth (17, 3) with only the joints that this hospital labels."""
-    labels = np.zeros_like(truth)
-    kept = list(SITES[hospital].labels)
-    labels[kept] = truth[kept]
+    for clicks, reader in zip(labels, site.readers, strict=True):
+        off_mm = np.array(reader.bias_mm) + rng.normal(0, reader.spread_mm, (len(clicks), 2))
+        moved = np.clip(clicks[:, :2] + off_mm * px_per_mm, 0, [cols - 1, rows - 1])
+        clicks[:, :2] = np.where(clicks[:, 2:] > 0, moved, 0)
+    if site.swaps and index % 33 == 25 and not _is_test(index):
+        labels[0, 1:] = labels[0, 1:].reshape(-1, 2, 3)[:, ::-1].reshape(-1, 3)  # COCO: nose, then left, right in turn
     return labels
+
+
+def training_labels(hospital: str, seed: int, index: int, exposure: Exposure) -> np.ndarray:
+    """(17, 3): the first reader's clicks; of test films the mean of both, as a careful hospital would do."""
+    first, second = read_labels(hospital, seed, index, exposure)
+    return (first + second) / 2 if _is_test(index) else first

@@ -2,13 +2,14 @@
 
 World frame, metres: x to the patient's left, y to the back, z up. A film that looks from the front has the patient's
 right on its left side, so its columns run along x and its rows along -z.
-Bones: https://github.com/MyoHub/myo_sim (meshes CC BY 3.0, from OpenSim models).
+Bones: https://github.com/MyoHub/myo_sim (meshes CC BY 3.0, from OpenSim models). Trunk and legs move by that model's
+joints, arms by ``fedbone.imaging.upper_limbs``.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from fedbone.imaging.bones import GIRDLE, GROUPS, HEAD, RIBS, VERTEBRA, Bone, body_group, read_bone
 from fedbone.imaging.meshes import sample_surface
 from fedbone.imaging.spine import STRAIGHT, SpineCurve
+from fedbone.imaging.upper_limbs import ArmAngles, pose_arm
 
 _CENTRES = {5: "humerus", 7: "ulna", 9: "lunate", 11: "femur", 15: "talus"}  # COCO index of the left joint: its body
 # Skull mesh frame turned upright, metres: nasion, orbit centres, acoustic openings (read off the mesh's depth map)
@@ -37,6 +39,7 @@ class PosedSkeleton:
 
     joints_mm (17, 3) in COCO order; vertebrae_mm (17, 3): centres of T1 to L5; cobb_deg: angle between the two most
     tilted vertebrae in the frontal plane; angles: every joint angle by name (radians, slides in metres at size 1).
+    facing (3, 3): how the patient is turned in the beam; joints and vertebrae are turned already.
     """
 
     bones: tuple[Bone, ...]
@@ -49,13 +52,23 @@ class PosedSkeleton:
     vertebrae_mm: np.ndarray
     cobb_deg: float
     angles: dict[str, float]
+    facing: np.ndarray = field(default_factory=lambda: np.eye(3))
+
+    def seen_from(self, degrees: float) -> PosedSkeleton:
+        """The patient turned about the vertical: 0 faces the source, 90 shows the left side to the detector."""
+        cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        facing = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+        return replace(
+            self, facing=facing, joints_mm=self.joints_mm @ facing.T, vertebrae_mm=self.vertebrae_mm @ facing.T
+        )
 
     def world(self, index: int, points: np.ndarray) -> np.ndarray:
         """Points (P, 3) of bone ``index`` in its own frame, moved to the world."""
         # einsum, not @: BLAS threads cost more than they save here, and sum in another order on another machine
         turned = np.einsum("pj,ij->pi", points, (self.turn[index] * self.size[index]).astype(points.dtype))
         turned += self.place[index].astype(points.dtype)
-        return self.curve.bend(turned) if self.bones[index].follows == RIBS else turned
+        bent = self.curve.bend(turned) if self.bones[index].follows == RIBS else turned
+        return np.einsum("pj,ij->pi", bent, self.facing.astype(points.dtype))
 
 
 @dataclass
@@ -66,15 +79,23 @@ class Skeleton:
     data: object
     bones: tuple[Bone, ...]
     group: np.ndarray  # (bodies,)
+    in_arm: np.ndarray  # (bodies,) bool: shoulder girdle and arms
     rest: dict[str, np.ndarray]
     couplings: tuple[tuple[int, int, np.ndarray], ...]  # joint, leading joint or -1, polynomial coefficients
     knees: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
-    def pose(self, patient: Patient, angles: dict[str, float], curve: SpineCurve = STRAIGHT) -> PosedSkeleton:
-        """The skeleton of ``patient`` with joint ``angles`` (radians, by MuJoCo name; a side's end in _l or _r).
+    def pose(
+        self,
+        patient: Patient,
+        angles: dict[str, float],
+        curve: SpineCurve = STRAIGHT,
+        arms: tuple[ArmAngles, ArmAngles] = (ArmAngles(), ArmAngles()),
+    ) -> PosedSkeleton:
+        """The skeleton of ``patient`` with ``angles`` of trunk and legs (radians, by MuJoCo name) and left, right arm.
 
         Angles beyond a joint's range stop at its end; coupled joints follow their polynomial. ``curve`` then displaces
-        every vertebra, and with them ribs, shoulder girdle, arms and head. Raises KeyError for an unknown joint.
+        every vertebra, and with them ribs, shoulder girdle, arms and head. Raises KeyError for a joint that is
+        unknown or part of an arm.
         """
         import mujoco
 
@@ -88,13 +109,15 @@ class Skeleton:
         mujoco.mj_resetData(model, data)
         for name, value in angles.items():
             joint = model.joint(name).id
+            if self.in_arm[model.jnt_bodyid[joint]]:
+                raise KeyError(f"{name}: arms are posed by ArmAngles")
             data.qpos[model.jnt_qposadr[joint]] = np.clip(value, *model.jnt_range[joint])
         for joint, leader, polynomial in self.couplings:
             lead = 0.0 if leader < 0 else data.qpos[model.jnt_qposadr[leader]]
             value = np.polynomial.polynomial.polyval(lead, polynomial)
             data.qpos[model.jnt_qposadr[joint]] = np.clip(value, *model.jnt_range[joint])
         mujoco.mj_kinematics(model, data)
-        return _bend_spine(self, patient, size, curve)
+        return _assemble(self, patient, size, curve, arms)
 
 
 @lru_cache(maxsize=1)
@@ -103,16 +126,20 @@ def load_skeleton() -> Skeleton:
     model = _load_model()
     import mujoco
 
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
     bodies = [model.body(b).name for b in range(model.nbody)]
     group = np.array([body_group(name) for name in bodies])
+    in_arm = np.array([name.startswith("clavicle") for name in bodies])
+    for body, parent in enumerate(model.body_parentid):  # parents come first
+        in_arm[body] |= in_arm[parent]
     bones = []
     for geom in np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_MESH):
-        bones.append(read_bone(model, int(geom), bodies, group))
+        bones.append(read_bone(model, int(geom), bodies, group, data.geom_xmat[geom].reshape(3, 3)))
     rest = {name: getattr(model, name).copy() for name in ("body_pos", "geom_pos", "jnt_pos", "jnt_axis")}
     equal = np.flatnonzero(model.eq_type == mujoco.mjtEq.mjEQ_JOINT)
     pairs = tuple((int(model.eq_obj1id[e]), int(model.eq_obj2id[e]), model.eq_data[e, :5].copy()) for e in equal)
-    skeleton = Skeleton(model, mujoco.MjData(model), tuple(bones), group, rest, pairs)
-    mujoco.mj_kinematics(model, skeleton.data)
+    skeleton = Skeleton(model, data, tuple(bones), group, in_arm, rest, pairs)
     skull = next(bone for bone in bones if bone.name == "hat_skull")
     skeleton.rest["skull_turn"] = skeleton.data.geom_xmat[skull.geom].reshape(3, 3).copy()
     skeleton.knees = {side: _knee_surfaces(skeleton, side) for side in "lr"}
@@ -142,7 +169,7 @@ def _knee_surfaces(skeleton: Skeleton, side: str) -> tuple[np.ndarray, np.ndarra
         for name in ("femur", "tibia"):
             if bone.name == f"{side}_{name}":
                 turn = data.geom_xmat[bone.geom].reshape(3, 3)
-                points = sample_surface(bone.vertices, bone.faces, 0.001).point
+                points = sample_surface(bone.vertices, bone.faces, 0.001).point.T
                 cloud[name] = points @ turn.T + data.geom_xpos[bone.geom]
                 frame[name] = data.xmat[bone.body].reshape(3, 3), data.xpos[bone.body]
     middle = frame["femur"][1][0]
@@ -157,17 +184,38 @@ def _knee_surfaces(skeleton: Skeleton, side: str) -> tuple[np.ndarray, np.ndarra
     return tuple((p - place) @ turn for p, (turn, place) in zip(points, (frame["femur"], frame["tibia"]), strict=False))
 
 
-def _bend_spine(skeleton: Skeleton, patient: Patient, body_size: np.ndarray, curve: SpineCurve) -> PosedSkeleton:
-    """Applies the curve: vertebrae, head and shoulder girdle move as rigid bodies; ribs bend in ``world``."""
-    data, bones = skeleton.data, skeleton.bones
+def _assemble(
+    skeleton: Skeleton, patient: Patient, body_size: np.ndarray, curve: SpineCurve, arms: tuple[ArmAngles, ArmAngles]
+) -> PosedSkeleton:
+    """Moves the arms, then bends the spine with all that hangs on it."""
+    data, bones, model = skeleton.data, skeleton.bones, skeleton.model
     geoms = np.array([bone.geom for bone in bones])
     turn, place = data.geom_xmat[geoms].reshape(-1, 3, 3).copy(), data.geom_xpos[geoms].copy()
+    size = body_size[[bone.body for bone in bones]]
     joints = _joint_centres(skeleton, body_size, turn, place)
+    for left, arm in zip((True, False), arms, strict=True):
+        pose_arm(bones, turn, place, size, joints, left, arm)
+    curve, spine, cobb_deg = _bend_spine(bones, turn, place, joints, curve)
+    angles = {
+        model.joint(j).name: float(data.qpos[model.jnt_qposadr[j]]) for j in range(model.njnt) if model.jnt_limited[j]
+    }
+    return PosedSkeleton(
+        bones, turn, place, size, patient, curve, joints * 1000, place[spine] * 1000, cobb_deg, angles
+    )
+
+
+def _bend_spine(
+    bones: tuple[Bone, ...], turn: np.ndarray, place: np.ndarray, joints: np.ndarray, curve: SpineCurve
+) -> tuple[SpineCurve, np.ndarray, float]:
+    """Vertebrae, head and shoulder girdle moved in place as rigid bodies (ribs bend in ``world``).
+
+    Returns the curve laid on this spine, the indices of T1 to L5 among the bones, and the Cobb angle in degrees.
+    """
     follows = np.array([bone.follows for bone in bones])
     spine = np.flatnonzero(follows == VERTEBRA)
     spine = spine[np.argsort(-place[spine, 2])]  # T1 first
     curve = curve.on(place[spine])
-    top = place[spine[0]]
+    top = place[spine[0]].copy()
     for kind, moved in ((HEAD, slice(0, 5)), (GIRDLE, slice(5, 11))):
         rotation, shift = curve.rigid(top)
         chosen = follows == kind
@@ -179,14 +227,7 @@ def _bend_spine(skeleton: Skeleton, patient: Patient, body_size: np.ndarray, cur
         rotation, shift = curve.rigid(place[bone], twist=True)
         tilt[i] = np.degrees(curve.tilt(place[bone, 2]))
         turn[bone], place[bone] = rotation @ turn[bone], place[bone] + shift
-    size = body_size[[bone.body for bone in bones]]
-    model = skeleton.model
-    angles = {
-        model.joint(j).name: float(data.qpos[model.jnt_qposadr[j]]) for j in range(model.njnt) if model.jnt_limited[j]
-    }
-    vertebrae = place[spine] * 1000
-    cobb = float(np.ptp(tilt))
-    return PosedSkeleton(bones, turn, place, size, patient, curve, joints * 1000, vertebrae, cobb, angles)
+    return curve, spine, float(np.ptp(tilt))
 
 
 def _joint_centres(skeleton: Skeleton, size: np.ndarray, turn: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
 
+from fedbone.imaging.projection import Projection
 from fedbone.imaging.skeleton import PosedSkeleton
-
-if TYPE_CHECKING:
-    from fedbone.imaging.radiograph import View
 
 # COCO joints at both ends of the left limb, and the limb's radius in metres at its start, one third and end
 _LIMBS = (
-    (5, 7, (0.058, 0.052, 0.043)),
-    (7, 9, (0.043, 0.045, 0.028)),
+    (5, 7, (0.054, 0.046, 0.040)),
+    (7, 9, (0.040, 0.042, 0.027)),
     (11, 13, (0.094, 0.084, 0.060)),
     (13, 15, (0.058, 0.060, 0.036)),
 )
@@ -31,64 +26,87 @@ _TRUNK = np.array([
 ])  # fmt: skip
 
 
-def flesh_path_m(posed: PosedSkeleton, view: View, rng: np.random.Generator) -> np.ndarray:
-    """(rows, cols) float32 metres of soft tissue along the beam: limbs, trunk without the air of the lungs, head."""
-    cols = max(min(view.cols, 160), 1)
-    rows = max(round(cols * view.rows / view.cols), 1)
-    x = (view.left + (np.arange(cols, dtype=np.float32) + 0.5) * np.float32(view.width / cols))[None, :]
-    z = (view.top - (np.arange(rows, dtype=np.float32) + 0.5) * np.float32(view.height / rows))[:, None]
-    joints = posed.joints_mm / 1000
-    _legs, _arms = posed.patient.scale[4] * posed.patient.flesh, posed.patient.scale[2] * posed.patient.flesh
-    path = _trunk(posed, joints, x, z)
-    for start, end, radii in _limbs(posed, joints):
-        path = np.maximum(path, _limb(start, end, radii, x, z))
-    path = np.maximum(path, _head(posed, joints, x, z))
-    pixel = view.width / cols
-    path = cv2.GaussianBlur(path.astype(np.float32), (0, 0), max(0.005 / pixel, 0.4))
+_GRID_COLS = 160  # flesh is smooth: a coarse grid is enough
+_TRUNK_BACK_M = 0.02  # how far the middle of the trunk lies behind the hip joints
+
+
+def flesh_path_m(posed: PosedSkeleton, projection: Projection, rng: np.random.Generator) -> np.ndarray:
+    """(rows, cols) float32 metres of soft tissue along the ray: limbs, trunk without the air of the lungs, head."""
+    x, z = projection.plane_grid(min(projection.cols, _GRID_COLS))
+    across = float(np.abs(posed.facing[0, 1]))  # 0 in an AP view, 1 in a lateral one
+    path = _trunk(posed, projection, x, z)
+    sides = [np.zeros_like(path), np.zeros_like(path)]
+    for side, starts, ends, radii in _limbs(posed):
+        sides[side] = np.maximum(sides[side], _limb(starts, ends, radii, projection, x, z))
+    # seen from the side two limbs lie one behind the other; seen from the front, what overlaps is one body
+    limbs = np.maximum(*sides) + np.float32(across**2) * np.minimum(*sides)
+    path = np.maximum(np.maximum(path, limbs), _head(posed, projection, x, z))
+    pixel_m = float(x[0, 1] - x[0, 0])
+    path = cv2.GaussianBlur(path.astype(np.float32), (0, 0), max(0.005 / pixel_m, 0.4))
     for size_m, strength in ((0.020, 0.015), (0.006, 0.02)):  # fat, muscle and bowel
-        noise = cv2.GaussianBlur(rng.standard_normal((rows, cols), dtype=np.float32), (0, 0), max(size_m / pixel, 0.5))
+        noise = cv2.GaussianBlur(rng.standard_normal(path.shape, dtype=np.float32), (0, 0), max(size_m / pixel_m, 0.5))
         path *= 1 + noise * np.float32(strength / max(float(noise.std()), 1e-6))
-    return cv2.resize(path, (view.cols, view.rows), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(path, (projection.cols, projection.rows), interpolation=cv2.INTER_LINEAR)
 
 
-def _limbs(posed: PosedSkeleton, joints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Both sides' limbs, feet and hands: start, end (3,) and three radii in metres."""
-    grow = {True: posed.patient.scale[4] * posed.patient.flesh, False: posed.patient.scale[2] * posed.patient.flesh}
+def _limbs(posed: PosedSkeleton) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Both sides' limbs, feet and hands: side (0 left), start and end (3,), three radii; metres."""
+    joints, flesh = posed.joints_mm / 1000, posed.patient.flesh
+    leg, arm = posed.patient.scale[4] * flesh, posed.patient.scale[2] * flesh
+    found = []
     for start, end, radii in _LIMBS:
         for side in (0, 1):
-            yield joints[start + side], joints[end + side], np.array(radii) * grow[start >= 11]
+            grown = np.array(radii) * (leg if start >= 11 else arm)
+            found.append((side, joints[start + side], joints[end + side], grown))
     names = [bone.name for bone in posed.bones]
     for bone, joint, radii in _ENDS:
         for side, name in enumerate((bone, bone.replace("l_", "r_").replace("_l", "_r"))):
-            yield joints[joint + side], posed.place[names.index(name)], np.array(radii) * grow[joint >= 11]
+            end = posed.world(names.index(name), np.zeros((1, 3)))[0]
+            found.append((side, joints[joint + side], end, np.array(radii) * (leg if joint >= 11 else arm)))
+    return found
 
 
-def _limb(start: np.ndarray, end: np.ndarray, radii: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Chord through a round limb between two joints (metres), seen along y."""
-    dx, dz = end[0] - start[0], end[2] - start[2]
-    along = ((x - start[0]) * dx + (z - start[2]) * dz) / max(dx * dx + dz * dz, 1e-4)
-    along = np.clip(along, 0, 1)
-    radius = np.interp(along, (0, 1 / 3, 1), radii)
-    gap = (x - start[0] - along * dx) ** 2 + (z - start[2] - along * dz) ** 2
-    return 2 * np.sqrt(np.maximum(radius * radius - gap, 0))
+def _limb(
+    start: np.ndarray, end: np.ndarray, radii: np.ndarray, projection: Projection, x: np.ndarray, z: np.ndarray
+) -> np.ndarray:
+    """Chord through a round limb whose radius follows ``radii`` at its start, one third and end."""
+    (a, b), scale = projection.on_plane(np.stack([start, end]))
+    run = b - a
+    along = ((x - a[0]) * run[0] + (z - a[1]) * run[1]) / max(float(run @ run), 1e-9)
+    at = np.clip(along, 0, 1)
+    gap = (x - a[0] - at * run[0]) ** 2 + (z - a[1] - at * run[1]) ** 2
+    radius = np.interp(at, [0, 1 / 3, 1], radii) * scale.mean()
+    return 2 * np.sqrt(np.maximum(radius * radius - gap, 0)) / scale.mean()
 
 
-def _trunk(posed: PosedSkeleton, joints: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    hips, shoulders = joints[11:13].mean(axis=0), posed.vertebrae_mm[0] / 1000
+def _ellipse(half_x: np.ndarray, half_y: np.ndarray, facing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half width and largest chord of an ellipse with half axes across and along the patient, turned by ``facing``."""
+    half = np.sqrt((half_x * facing[0, 0]) ** 2 + (half_y * facing[0, 1]) ** 2)
+    return half, 2 * half_x * half_y / np.maximum(half, 1e-6)
+
+
+def _trunk(posed: PosedSkeleton, projection: Projection, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    hips, shoulders = posed.joints_mm[11:13].mean(axis=0) / 1000, posed.vertebrae_mm[0] / 1000
     height = (z - hips[2]) / (shoulders[2] - hips[2])
-    size, flesh = posed.patient.scale[0], posed.patient.flesh
-    half = np.interp(height, _TRUNK[:, 0], _TRUNK[:, 1]) * size * (0.5 + 0.5 * flesh)
-    depth = np.interp(height, _TRUNK[:, 0], _TRUNK[:, 2], left=0, right=0) * size * flesh
-    middle = hips[0] + posed.curve.shift_slope(z)[0]
-    thick = depth * np.sqrt(np.clip(1 - ((x - middle) / half) ** 2, 0, 1))
+    size, flesh, facing = posed.patient.scale[0], posed.patient.flesh, posed.facing
+    wide = np.interp(height, _TRUNK[:, 0], _TRUNK[:, 1]) * size * (0.5 + 0.5 * flesh)
+    deep = np.interp(height, _TRUNK[:, 0], _TRUNK[:, 2], left=0, right=0) * size * flesh / 2
+    half, chord = _ellipse(wide, deep, facing)
+    shift = posed.curve.shift_slope(z)[0]
+    middle = hips[0] + shift * facing[0, 0] + _TRUNK_BACK_M * facing[0, 1]
+    thick = chord * np.sqrt(np.clip(1 - ((x - middle) / np.maximum(half, 1e-6)) ** 2, 0, 1))
+    lung_half, lung_chord = _ellipse(np.float64(0.058 * size), np.float64(0.055 * size), facing)
     for side in (-1, 1):  # lungs: long ellipses from the apex to the dome of the diaphragm
-        lung = 1 - ((x - middle - side * 0.075 * size) / (0.058 * size)) ** 2 - ((height - 0.79) / 0.24) ** 2
-        thick = thick - np.where(height > 0.5, 0.11 * size * np.sqrt(np.maximum(lung, 0)), 0)
-    return np.maximum(thick, 0)
+        centre = middle + side * 0.075 * size * facing[0, 0]
+        lung = 1 - ((x - centre) / lung_half) ** 2 - ((height - 0.79) / 0.24) ** 2
+        thick = thick - np.where(height > 0.5, lung_chord * np.sqrt(np.maximum(lung, 0)), 0)
+    return np.maximum(thick, 0).astype(np.float32)
 
 
-def _head(posed: PosedSkeleton, joints: np.ndarray, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    centre = joints[3:5].mean(axis=0) + (joints[0] - joints[3:5].mean(axis=0)) * 0.1
-    size = posed.patient.scale[1]
-    oval = 1 - ((x - centre[0]) / (0.078 * size)) ** 2 - ((z - centre[2] - 0.02 * size) / (0.115 * size)) ** 2
-    return 0.19 * size * np.sqrt(np.maximum(oval, 0))
+def _head(posed: PosedSkeleton, projection: Projection, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    joints, size = posed.joints_mm[:5] / 1000, posed.patient.scale[1]
+    ears = joints[3:5].mean(axis=0)
+    (centre,), (scale,) = projection.on_plane((ears + (joints[0] - ears) * 0.1)[None])
+    half, chord = (v * size for v in _ellipse(np.float64(0.078), np.float64(0.095), posed.facing))
+    oval = 1 - ((x - centre[0]) / (half * scale)) ** 2 - ((z - centre[1] - 0.02 * size) / (0.115 * size * scale)) ** 2
+    return (chord * np.sqrt(np.maximum(oval, 0))).astype(np.float32)
