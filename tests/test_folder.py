@@ -76,8 +76,8 @@ def test_loads_hospitals(tmp_path: Path) -> None:
             assert half.images.shape[1:] == (64, 64)
             assert half.keypoints.dtype == half.spacing_mm.dtype == np.float32
             assert half.truth is None
-            # 0.4 mm columns, 0.2 mm rows, 120 film rows on 64
-            np.testing.assert_allclose(half.spacing_mm, np.tile([0.4 * 90 / 48, 0.2 * 120 / 64], (len(half), 1)))
+            # 0.4 mm columns, 0.2 mm rows: 36 x 24 mm, shown with square pixels on 64 x 43
+            np.testing.assert_allclose(half.spacing_mm, np.tile([0.4 * 90 / 64, 0.2 * 120 / 43], (len(half), 1)))
 
 
 def test_keypoints_lie_on_the_dots(tmp_path: Path) -> None:

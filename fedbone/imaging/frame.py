@@ -30,18 +30,22 @@ UNKNOWN_SPACING = Spacing(float("nan"), float("nan"), "unknown")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Maps a film of (rows, cols) pixels to a (size_px, size_px) array: scaled with its aspect kept, then padded."""
+    """Maps a film of (rows, cols) pixels to a (size_px, size_px) array: scaled with its aspect kept, then padded.
+
+    pixel_aspect: height of a film's pixel over its width. The array's pixels are square, so that a bone keeps its form.
+    """
 
     rows: int
     cols: int
     size_px: int
     spacing: Spacing = UNKNOWN_SPACING
+    pixel_aspect: float = 1.0
 
     @property
     def inner(self) -> tuple[int, int]:
         """(rows, cols) of the film inside the array."""
-        longer = max(self.rows, self.cols)
-        return tuple(max(1, round(side * self.size_px / longer)) for side in (self.rows, self.cols))
+        sides = (self.rows * self.pixel_aspect, self.cols)
+        return tuple(max(1, round(side * self.size_px / max(sides))) for side in sides)
 
     @property
     def offset(self) -> tuple[int, int]:

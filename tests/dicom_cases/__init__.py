@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib  # noqa: F401 (loaded before gdcm, whose own copy would serve whatever comes later, and crash OpenCV's PNG)
 from pathlib import Path
 
 import gdcm
