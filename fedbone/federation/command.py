@@ -19,6 +19,7 @@ from fedbone.files import write_atomic, write_json
 from fedbone.imaging.dataset import HospitalData
 from fedbone.imaging.folder import load_hospitals
 from fedbone.imaging.hospitals import training_hospitals
+from fedbone.imaging.quality import report as quality_report
 from fedbone.model.hrnet import build, save_model
 from fedbone.progress import Bar
 from fedbone.vectors import load_vector, sha256
@@ -155,6 +156,11 @@ def load(args: argparse.Namespace, profile: Profile) -> tuple[list[HospitalData]
         hospitals, problems = load_hospitals(args.data, size_px, args.seed, args.split_by_file, progress=bar)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
+    with Bar("checking labels", "film") as bar:
+        findings = quality_report(args.data, progress=bar)
+    for finding in findings:
+        if finding.kind != "unusable":  # those are left out, and named above
+            print(f"check: {finding}", file=sys.stderr)
     return hospitals, problems, own_profile(hospitals, profile, args.rounds)
 
 

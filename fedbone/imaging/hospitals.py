@@ -21,6 +21,7 @@ from fedbone.imaging.dataset import FilmSet, HospitalData
 from fedbone.imaging.film_files import film_bytes
 from fedbone.imaging.frame import Frame, Spacing
 from fedbone.imaging.radiograph import to_grey
+from fedbone.imaging.readings import SECOND_READER
 from fedbone.imaging.sites import (
     SAMPLE_FROM,
     SITES,
@@ -34,7 +35,6 @@ from fedbone.imaging.sites import (
 
 Progress = Callable[[int, int, str], None]
 GENERATOR_VERSION = 5  # raise it with every change that alters a pixel or a label: caches carry it in their name
-SECOND_READER = "second_reader.json"
 
 
 @dataclass(frozen=True)
