@@ -69,15 +69,41 @@ def run_sample(args: argparse.Namespace) -> int:
 
 
 def run_dicom(args: argparse.Namespace) -> int:
-    """Turn DICOM files into PNG and frame; films that fail are listed, the others are written."""
+    """Turn DICOM files into PNG and frame; standard output gets one line a file and a summary."""
+    from tqdm import tqdm  # its write() keeps the lines clear of the bar
+
     from fedbone.imaging.dicom import convert
     from fedbone.progress import Bar
 
-    with Bar("reading films", "film") as progress:
-        _, problems = convert(args.input, args.out, size_px=args.size, progress=progress)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    with Bar("reading films", "film") as bar:
+        progress = bar if sys.stderr.isatty() else None
+        written, problems = convert(args.input, args.out, size_px=args.size, progress=progress, report=tqdm.write)
+    print(f"films written: {len(written)}, files refused: {len(problems)}")
+    return 0 if written else 1
+
+
+def run_deidentify(args: argparse.Namespace) -> int:
+    """De-identify a folder of films and labels; files that cannot be done are counted, the others are written."""
+    from fedbone.imaging.confidentiality import Options
+    from fedbone.imaging.deidentify_folder import ORDER, REPORT, deidentify_folder
+    from fedbone.progress import Bar
+
+    new_key = not args.key.exists()
+    options = Options(not args.remove_dates, args.keep_characteristics, args.blank_margins)
+    with Bar("de-identifying", "file") as bar:
+        progress = bar if sys.stderr.isatty() else None
+        result = deidentify_folder(args.input, args.out, args.key, options, progress)
+    if new_key:
+        print(f"A new key was written to {args.key}. Keep it at the hospital: it leads from pseudonyms to patients.")
+    print(f"films written: {result.films}, label files: {result.labels}, not written: {len(result.problems)}")
+    print(f"{args.out / REPORT} says what was removed")
+    if result.problems:
+        print(*result.problems, ORDER, sep="\n", file=sys.stderr)
+    if not result.films:
+        return 2
+    return 1 if result.problems else 0
 
 
 def run_clean(args: argparse.Namespace) -> int:
@@ -113,11 +139,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT")
     sub.add_argument("--films", type=positive, default=12, help="films a hospital (default 12)")
     sub.add_argument("--seed", type=natural, default=0)
-    sub = add("dicom", run_dicom, "turn DICOM films into 8-bit PNG and the frame that maps back to the film")
+    sub = add("dicom", run_dicom, "turn DICOM films into 8-bit PNG and the frame that maps back; says one line a file")
     sub.add_argument("input", type=Path, metavar="IN", help="a DICOM file or a folder of them")
     sub.add_argument("out", type=Path, metavar="OUT")
     sub.add_argument("--size", type=positive, default=512, metavar="PX", help="side of the square PNG (default 512)")
+    _add_deidentify(add("deidentify", run_deidentify, "copy a hospital's folder of films and labels without names"))
     return top
+
+
+def _add_deidentify(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("input", type=Path, metavar="IN", help="folder with DICOM films and annotations.json")
+    sub.add_argument("out", type=Path, metavar="OUT", help="new folder, or that of an earlier run with the same key")
+    sub.add_argument("--key", type=Path, required=True, metavar="FILE", help="the hospital's secret; made when missing")
+    sub.add_argument("--blank-margins", type=margins, metavar="PERCENT", help="8, or top,right,bottom,left: 8,0,0,5")
+    sub.add_argument("--remove-dates", action="store_true", help="empty all dates (default: shifted for each patient)")
+    sub.add_argument("--keep-characteristics", action="store_true", help="keep sex, age up to 89, size and weight")
 
 
 def _add_federate(sub: argparse.ArgumentParser) -> None:
@@ -143,6 +179,17 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 or more")
     return int(text)
+
+
+def margins(text: str) -> tuple[float, ...]:
+    """An argparse type: one share of the film's side in per cent, or four: top, right, bottom, left."""
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) not in (1, 4) or not all(0 <= share < 50 for share in shares) or not any(shares):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one number or four between 0 and 50, such as 8,0,0,5")
+    return tuple(shares * (4 // len(shares)))
 
 
 def main(arguments: list[str] | None = None) -> int:

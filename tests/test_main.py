@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from fedbone import __main__ as main
 from fedbone.errors import UserError
+from tests.dicom_cases import film, ramp, save
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,12 +54,83 @@ def test_sample_and_its_defaults(monkeypatch):
     assert (options["films"], options["seed"]) == (12, 0)
 
 
-def test_dicom_lists_each_bad_film_and_fails(monkeypatch, capsys):
-    bad = [UserError("a.dcm", "truncated", "Send it again"), UserError("b.dcm", "text", "Remove it")]
-    calls = worker(monkeypatch, "fedbone.imaging.dicom", "convert", ([], bad))
-    assert main.main(["dicom", "in", "out", "--size", "64"]) == 1
-    assert calls[0][1]["size_px"] == 64
-    assert capsys.readouterr().err.splitlines() == [str(bad[0]), str(bad[1])]
+def test_dicom_says_one_line_a_file_and_goes_on(tmp_path, capsys):
+    """Refused films stand among the others; the bar would be on standard error, which is no terminal here."""
+    source = tmp_path / "films"
+    (source / "ward\n2").mkdir(parents=True)
+    for name in ("monochrome1", "multi_frame", "burned_in"):
+        shutil.copy(ROOT / "tests" / "dicom_cases" / f"{name}.dcm", source)
+    shutil.copy(ROOT / "tests" / "dicom_cases" / "bits_8.dcm", source / "ward\n2" / "\x1b[31mred.dcm")
+    assert main.main(["dicom", str(source), str(tmp_path / "out"), "--size", "64"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    burned, first, frames, odd, summary = out.splitlines()
+    assert first == (
+        "monochrome1.dcm -> film_0002.png  96 x 72, 12 bit MONOCHROME1, uncompressed, window LINEAR, no millimetres"
+    )
+    assert burned.startswith("burned_in.dcm -> film_0001.png  ")
+    assert burned.endswith("; warning: BurnedInAnnotation is YES: names may be readable in the picture")
+    assert frames.startswith("multi_frame.dcm: refused, it has 2 frames, expected a single film. ")
+    assert odd.startswith("ward\\n2/\\x1b[31mred.dcm -> film_0003.png  ")
+    assert summary == "films written: 3, files refused: 1"
+    assert "\x1b" not in out
+
+
+def test_dicom_fails_where_nothing_can_be_read(tmp_path, capsys):
+    (tmp_path / "films").mkdir()
+    assert main.main(["dicom", str(tmp_path / "films"), str(tmp_path / "out")]) == 2
+    assert "holds no films" in capsys.readouterr().err
+    shutil.copy(ROOT / "tests" / "dicom_cases" / "report.dcm", tmp_path / "films")
+    assert main.main(["dicom", str(tmp_path / "films"), str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "films written: 0, files refused: 1"
+
+
+def deidentify(folder: Path, *options: str) -> int:
+    return main.main(["deidentify", str(folder / "in"), str(folder / "out"), "--key", str(folder / "key"), *options])
+
+
+def test_deidentify_makes_a_key_once_and_never_shows_it(tmp_path, capsys):
+    save(tmp_path / "in" / "doe_jane.dcm", film(ramp(), BitsStored=12))
+    assert deidentify(tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert "A new key was written to" in out
+    assert "films written: 1, label files: 0, not written: 0" in out
+    assert err == ""
+    assert (tmp_path / "key").read_text().strip() not in out
+    assert deidentify(tmp_path) == 0
+    assert "new key" not in capsys.readouterr().out
+
+
+def test_deidentify_counts_bad_files_without_naming_them(tmp_path, capsys):
+    save(tmp_path / "in" / "doe_jane.dcm", film(ramp(), BitsStored=12, BurnedInAnnotation="YES"))
+    assert deidentify(tmp_path) == 2
+    save(tmp_path / "in" / "roe.dcm", film(ramp(), BitsStored=12))
+    capsys.readouterr()
+    assert deidentify(tmp_path) == 1
+    out, err = capsys.readouterr()
+    first, order = err.splitlines()
+    assert first.startswith("file 1 of 2: text is burned into the picture")
+    assert "find IN -type f" in order
+    assert "doe" not in (out + err).replace(str(tmp_path), "")
+
+
+def test_deidentify_hands_over_its_options(tmp_path):
+    dataset = film(ramp(100, 100), BitsStored=12, BurnedInAnnotation="YES", PatientAge="044Y", StudyDate="20260302")
+    save(tmp_path / "in" / "a.dcm", dataset)
+    assert deidentify(tmp_path, "--blank-margins", "8,0,0,5", "--remove-dates", "--keep-characteristics") == 0
+    new = pydicom.dcmread(next((tmp_path / "out").glob("*.dcm")))
+    assert (new.PatientAge, new.StudyDate, new.BurnedInAnnotation) == ("044Y", "", "NO")
+    values, old = new.pixel_array, ramp(100, 100)
+    assert (values[8:, 5:] == old[8:, 5:]).all()
+    assert set(values[:8].ravel()) | set(values[:, :5].ravel()) == {old[8, 5]}  # the darkest inside
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "50", "-1", "1,2", "1,2,3", "1,2,3,4,5", "nan", "0,0,0,0"])
+def test_margins_are_one_or_four_shares(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        deidentify(tmp_path, f"--blank-margins={text}")
+    assert stop.value.code == 2
+    assert "between 0 and 50" in capsys.readouterr().err
 
 
 def test_user_error_is_one_line_and_2(monkeypatch, capsys):
