@@ -131,7 +131,7 @@ def test_tags_are_hmac_of_the_hash() -> None:
     assert blind_tags([value], key) == [hmac.new(key, bytes.fromhex(value), hashlib.sha256).hexdigest()]
 
 
-@pytest.mark.parametrize("key", [b"", b"hospital", secrets.token_bytes(31), "x" * 32, None, 32])
+@pytest.mark.parametrize("key", [b"", b"hospital", bytes(range(31)), "x" * 32, None, 32])
 def test_weak_keys_are_refused(key: object) -> None:
     with pytest.raises(UserError, match=r"at least 32 bytes.*secrets\.token_bytes\(32\)"):
         blind_tags([pixel_hash(ramp())], key)
