@@ -1,4 +1,4 @@
-"""CPU time of reading a film and of simulating one: ``python -m tests.benchmarks.imaging``.
+"""CPU time of reading a film and of simulating one: ``python tests/benchmarks/imaging.py`` (or -m, from the root).
 
 Both ways of reading start from the same decoded film and are timed in turn, so that a busy machine slows both.
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by its path, only its own folder is there
 
 from fedbone.imaging.frame import Frame
 from fedbone.imaging.grey import to_grey
