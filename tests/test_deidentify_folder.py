@@ -378,3 +378,17 @@ def test_a_file_without_permission_is_counted(tmp_path: Path) -> None:
     result = run(place.parent, tmp_path)
     assert result.films == 1
     assert "cannot be read" in str(result.problems[0])
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (apt-get install dicom3tools)")
+@pytest.mark.parametrize("dates", [True, False])
+def test_what_was_a_valid_film_stays_one(tmp_path: Path, dates: bool) -> None:
+    for name in ("hospital_a", "hospital_b", "hospital_c"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        shutil.copy(SAMPLE / name / "film_001.dcm", tmp_path / "in" / name)
+    result = deidentify_folder(tmp_path / "in", tmp_path / "out", tmp_path / "key", Options(shift_dates=dates))
+    assert result.films == 3
+    for path in (tmp_path / "out").rglob("*.dcm"):
+        done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace")
+        assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == []
+        assert "DX" in done.stderr or "CR" in done.stderr  # it did look at it

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fedbone.imaging.patients import PatientMix, draw_arms, draw_curve, draw_legs, draw_patient
 from fedbone.imaging.skeleton import load_skeleton
+from fedbone.imaging.spine import SpineCurve
 
 
 def test_a_mix_moves_the_mean_of_its_patients() -> None:
@@ -38,8 +40,11 @@ def test_on_most_spine_films_the_arms_are_raised() -> None:
 
 
 def test_curves_have_the_angle_they_name() -> None:
+    z = np.linspace(0, 1, 2001)
     for seed in range(20):
-        curve = draw_curve(np.random.default_rng(seed))
-        angles = sorted((abs(bump[2]) for bump in curve.bumps), reverse=True)
-        assert 12 <= angles[0] <= 55
-        assert np.sign(curve.bumps[0][2]) != np.sign(curve.bumps[1][2])  # the second curve brings the trunk back
+        bumps = draw_curve(np.random.default_rng(seed)).bumps
+        measured = [np.degrees(np.ptp(np.arctan(SpineCurve((bump,)).shift_slope(z)[1]))) for bump in bumps]
+        assert measured == [pytest.approx(abs(bump[2]), abs=0.1) for bump in bumps]  # each curve alone
+        assert 12 <= measured[0] <= 55
+        assert measured[1] < measured[0]
+        assert np.sign(bumps[0][2]) != np.sign(bumps[1][2])  # the second curve brings the trunk back

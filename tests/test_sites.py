@@ -9,10 +9,23 @@ import numpy as np
 import pydicom
 import pytest
 
+from fedbone.imaging import sites
 from fedbone.imaging.coco import COCO_JOINTS
 from fedbone.imaging.dicom import read_film
 from fedbone.imaging.film_files import film_bytes
-from fedbone.imaging.sites import SAMPLE_FROM, SITES, TEST_FROM, VIEWS, Exposure, read_labels, render, training_labels
+from fedbone.imaging.projection import Projection
+from fedbone.imaging.radiograph import Furniture
+from fedbone.imaging.sites import (
+    SAMPLE_FROM,
+    SITES,
+    TEST_FROM,
+    VIEWS,
+    Exposure,
+    _truth,
+    read_labels,
+    render,
+    training_labels,
+)
 
 QUICK = {("hospital_a", "OBLIQUE"), ("hospital_b", "AP"), ("hospital_c", "LATERAL")}
 BALL_VIEWS = [
@@ -136,14 +149,36 @@ def test_views_and_their_shares() -> None:
 def test_a_film_of_the_whole_chain_names_its_view(tmp_path) -> None:
     exposure = render("hospital_c", 0, 2, SITES["hospital_c"].film, SITES["hospital_c"].film, view="LATERAL")
     dataset = pydicom.dcmread(io.BytesIO(film_bytes("hospital_c", 0, 2, exposure)))
+    assert dataset.ViewPosition == "LL"
+    assert dataset.ViewCodeSequence[0].CodeMeaning.lower() == "left lateral"
     assert dataset.DistanceSourceToDetector == pytest.approx(1800)
     assert pytest.approx(85) == dataset.KVP
 
 
 def test_joints_behind_the_blades_are_not_labelled() -> None:
+    joints = np.zeros((17, 3))
+    joints[13] = [0.10, 0, 0]
+    projection = Projection(np.array([0, -1.0, 0]), 1.1, 1.0, -0.22, 0.22, np.full(2, 0.001), 440, 440)
+    for blade, seen in ((0.0, 2), (0.08, 2), (0.13, 0)):  # its shadow lies 0.11 m from the right border
+        truth = _truth(projection, joints, Furniture(blades_m=(0.0, 0.0, blade, 0.0)))
+        assert truth[13, 2] == seen
+        assert seen or not truth[13].any()
     for index in range(30):
-        exposure = film("hospital_b", index)
-        x, y, seen = exposure.truth.T
+        x, y, seen = film("hospital_b", index).truth.T
         rows, cols = SITES["hospital_b"].film
         assert ((x >= 6) & (x <= cols - 7) & (y >= 6) & (y <= rows - 7))[seen > 0].all()
-        assert not exposure.truth[seen == 0].any()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("hospital", SITES)
+def test_no_labelled_joint_lies_behind_the_detector(hospital: str, view: str, monkeypatch) -> None:
+    seen = []
+    expose = sites.expose
+    monkeypatch.setattr(sites, "expose", lambda posed, projection, *rest: seen.append((posed, projection)) or
+                        expose(posed, projection, *rest))  # fmt: skip
+    for index in range(6):
+        render(hospital, 0, index, (32, 32), SITES[hospital].film, view=view)
+    for posed, projection in seen:
+        depth = posed.joints_mm[list(SITES[hospital].labels), 1] / 1000 - projection.source[1]
+        assert depth.max() < projection.detector_m
+        assert projection.magnification > 1

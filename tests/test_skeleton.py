@@ -144,6 +144,24 @@ def test_shoulders_follow_the_bent_spine() -> None:
     assert np.abs(moved[11:]).max() < 1e-9
 
 
+@pytest.mark.parametrize("size", [0.8, 1.15])
+def test_every_bone_keeps_its_place_in_its_body_when_the_patient_is_scaled(size) -> None:
+    skeleton = load_skeleton()
+    skeleton.pose(Patient((size,) * 5), {"knee_angle_l": 0.3})
+    model, data = skeleton.model, skeleton.data
+    for bone in skeleton.bones:
+        own = data.xmat[bone.body].reshape(3, 3) @ (skeleton.rest["geom_pos"][bone.geom] * size)
+        assert data.geom_xpos[bone.geom] == pytest.approx(data.xpos[bone.body] + own, abs=1e-9), bone.name
+    assert model.ngeom > 0
+
+
+def test_the_neck_stands_on_the_first_thoracic_vertebra() -> None:
+    for size in (0.8, 1.0, 1.15):
+        posed = load_skeleton().pose(Patient((size,) * 5), {})
+        gap = surface(posed, "hat_cervical")[:, 2].min() - posed.vertebrae_mm[0, 2]
+        assert gap / size == pytest.approx(7.0, abs=4), size
+
+
 def test_turning_the_patient_turns_bones_joints_and_vertebrae_alike(posed) -> None:
     side = posed.seen_from(90)
     left_to_back = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
@@ -151,6 +169,9 @@ def test_turning_the_patient_turns_bones_joints_and_vertebrae_alike(posed) -> No
         assert turned == pytest.approx(straight @ left_to_back.T)
     for name in ("l_femur", "humerus_r", "torso_geom_13_ribcage_s"):
         assert surface(side, name) == pytest.approx(surface(posed, name) @ left_to_back.T, abs=1e-3), name
+    twice = posed.seen_from(30).seen_from(60)
+    assert twice.joints_mm == pytest.approx(side.joints_mm)
+    assert surface(twice, "l_femur") == pytest.approx(surface(side, "l_femur"), abs=1e-3)
     nose, ears = side.joints_mm[0], side.joints_mm[3:5].mean(axis=0)
     assert nose[0] > ears[0] + 50  # a left lateral film faces to its right
 

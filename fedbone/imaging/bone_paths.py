@@ -12,13 +12,13 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from fedbone.imaging.bones import HEAD, RIBS
+from fedbone.imaging.bones import GROUPS, RIBS
 from fedbone.imaging.meshes import Samples, sample_surface, sphere_samples
 from fedbone.imaging.projection import Projection
 from fedbone.imaging.skeleton import PosedSkeleton, load_skeleton
 
 _SHELL_M = 0.0011  # cortex of bones that are not long
-_SPACING = 1.4  # of a pixel, largest side of a sample's triangle: above 1.6 a dot pattern shows
+_SPACING = 1.25  # of a pixel, largest side of a sample's triangle: above 1.6, also on a large near bone, dots show
 _SKULL_SHELL = 1.7  # the vault is thicker than that but hollow: no solid path for skull and jaw
 
 
@@ -47,7 +47,7 @@ def bone_paths(posed: PosedSkeleton, projection: Projection) -> tuple[np.ndarray
             cortical += [solid, -inner]
             spongy += [np.zeros_like(solid), inner]
         else:
-            hollow = bone.follows == HEAD
+            hollow = GROUPS[bone.group] == "head"
             cortical.append(area * np.float32(_SHELL_M * (_SKULL_SHELL if hollow else 1)))
             spongy.append(np.zeros_like(solid) if hollow else solid)
     maps = splat(np.concatenate(where, axis=1), [np.concatenate(cortical), np.concatenate(spongy)], projection)

@@ -61,7 +61,9 @@ SEQUENCES = frozenset({"ModalityLUTSequence", "VOILUTSequence"})
 CODED = frozenset({"AnatomicRegionSequence", "ViewCodeSequence", "ViewModifierCodeSequence"})
 # the only codes that go through: DX Anatomy Imaged, DX View, DX View Modifier (PS3.16 CID 4009 to 4011)
 CONCEPTS = [code for cid in (codes.cid4009, codes.cid4010, codes.cid4011) for code in cid.concepts.values()]
-EMPTIED = frozenset({"Manufacturer"})  # not in the table, but free text that every film must have a place for (type 2)
+# not in the table, but free text that a film must have: a place for it (type 2), or a value (type 1C)
+EMPTIED = frozenset({"Manufacturer", "PositionReferenceIndicator"})
+FILLED = frozenset({"PixelSpacingCalibrationDescription"})
 DATES = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime"})
 CHARACTERISTICS = {"PatientSex": "[FMO]", "PatientAge": r"\d{3}[DWMY]", "PatientSize": "", "PatientWeight": ""}
 _MADE_UP = ("PatientName", "PatientID")
@@ -109,5 +111,7 @@ def fate(keyword: str, code: str, options: Options) -> str:
         return "keep"
     if code:
         return _FATES.get(code, "remove")
+    if keyword in FILLED:
+        return "dummy"
     known = any(keyword in names for names in (NUMBERS, TERMS, SEQUENCES, CODED, ("SOPClassUID",)))
     return "keep" if known else "empty" if keyword in EMPTIED else "remove"

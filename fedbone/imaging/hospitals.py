@@ -34,7 +34,7 @@ from fedbone.imaging.sites import (
 )
 
 Progress = Callable[[int, int, str], None]
-GENERATOR_VERSION = 5  # raise it with every change that alters a pixel or a label: caches carry it in their name
+GENERATOR_VERSION = 6  # raise it with every change that alters a pixel or a label: caches carry it in their name
 
 
 @dataclass(frozen=True)

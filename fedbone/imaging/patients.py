@@ -66,7 +66,11 @@ def draw_arms(spine_film: bool, view: str, rng: np.random.Generator) -> tuple[Ar
 
 
 def draw_curve(rng: np.random.Generator) -> SpineCurve:
-    """A scoliosis: one main curve of 12 to 55 degrees and a smaller one that brings the trunk back over the pelvis."""
+    """A scoliosis: one main curve of 12 to 55 degrees and a smaller one that brings the trunk back over the pelvis.
+
+    The angles are those of each curve alone; where the two overlap their slopes add, and the spine's Cobb angle
+    (``PosedSkeleton.cobb_deg``) differs by some degrees.
+    """
     side = 1 if rng.random() < 0.25 else -1  # thoracic curves mostly bend to the right
     cobb = side * rng.uniform(12, 55)
     centre, half = rng.uniform(0.5, 0.68), rng.uniform(0.26, 0.33)

@@ -135,7 +135,7 @@ def _open_field(projection: Projection, blades_m: tuple[float, float, float, flo
 
 
 def _letter(projection: Projection, furniture: Furniture) -> np.ndarray:
-    """(rows, cols) float32: a 15 mm lead letter."""
+    """(rows, cols) float32: a lead letter, 10 mm tall on the detector."""
     large = np.zeros((240, 240), np.uint8)
     cv2.putText(large, furniture.letter, (60, 180), cv2.FONT_HERSHEY_SIMPLEX, 5.0, 255, 22, cv2.LINE_AA)
     if furniture.ring:
@@ -151,8 +151,9 @@ def _letter(projection: Projection, furniture: Furniture) -> np.ndarray:
 def _mottle(shape: tuple[int, int], sigma_px: float, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise (rows, cols) of standard deviation ``strength``; finer than a pixel it averages out."""
     noise = rng.standard_normal(shape, dtype=np.float32)
-    if sigma_px < 0.3:
-        return noise * np.float32(strength * sigma_px)
+    strength *= min(1.0, sigma_px)
+    if sigma_px < 0.3:  # as good as no blur
+        return noise * np.float32(strength)
     smooth = cv2.GaussianBlur(noise, (0, 0), sigma_px)
     return smooth * np.float32(strength / max(float(smooth.std()), 1e-6))
 

@@ -20,12 +20,16 @@ from fedbone.imaging.spine import STRAIGHT
 
 VIEWS = ("AP", "LATERAL", "OBLIQUE")
 TEST_FROM, SAMPLE_FROM = 100_000, 200_000  # first film index of the test and the sample films
+_BEHIND_M = 0.04  # flesh, cover and grid between a joint and the detector
 _MARGIN_PX = 6  # a joint on the very edge cannot be told, and must not leave a smaller copy of the film
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One person who labels films: a constant offset in x and y, and the spread of each click (mm at the joint)."""
+    """One person who labels films: a constant offset in x and y, and the spread of each click.
+
+    Millimetres are those of the plane that the film is centred on (``Exposure.magnification``).
+    """
 
     bias_mm: tuple[float, float]
     spread_mm: float
@@ -37,11 +41,14 @@ class Site:
 
     labels, centre: COCO indices of the joints it labels, and of those a film is centred on; film: (rows, cols) pixels
     of its detector; field_m: range of the longer side at the joints; lift_m: mean and spread of how far above
-    ``centre`` the film's centre lies; distance_m: source to detector; gap_m: joints to detector; special_view,
+    ``centre`` the film's centre lies; distance_m: source to detector; gap_m: from ``centre`` to
+    the detector, more where a turned patient
+    needs it; special_view,
     special_share: the view that is not AP, and its share of the films; letter, letter_at, ring: lead marker, how far
     down it lies as a share of the height; blades_m: the most that the collimator reaches into half of its films;
-    kind: what its spacing refers to; swaps: every film with index % 33 == 25 has left and right exchanged; copies:
-    every film with index % 20 == 9 shows the film of four places before under another patient's name.
+    kind: what its spacing refers to. Habits of training and sample films: swaps: on every film with index % 33 == 25
+    the first reader exchanges left and right; copies: every film with index % 20 == 9 shows the film of four places
+    before under another patient's name.
     """
 
     labels: tuple[int, ...]
@@ -180,10 +187,12 @@ def _turn_deg(view: str, rng: np.random.Generator) -> float:
 def _aim(site: Site, joints: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> Projection:
     """The central ray on the middle of the site's joints, give or take what a radiographer does."""
     rows, cols = site.film
-    plane_m = site.distance_m - site.gap_m
+    middle = joints[list(site.centre)].mean(axis=0)
+    deepest = joints[list(site.labels), 1].max() - middle[1]
+    plane_m = site.distance_m - max(site.gap_m, deepest + _BEHIND_M)  # nobody stands behind the detector
     longer_m = rng.uniform(*site.field_m) * site.distance_m / plane_m
     width, height = longer_m * cols / max(rows, cols), longer_m * rows / max(rows, cols)
-    centre = joints[list(site.centre)].mean(axis=0) + np.array([rng.normal(0, 0.012), 0, rng.normal(*site.lift_m)])
+    centre = middle + np.array([rng.normal(0, 0.012), 0, rng.normal(*site.lift_m)])
     source = centre - [0, plane_m, 0]
     left, top = centre[0] - width / 2, centre[2] + height / 2
     pitch = np.array([width / shape[1], height / shape[0]])

@@ -59,7 +59,10 @@ class PosedSkeleton:
         cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         facing = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
         return replace(
-            self, facing=facing, joints_mm=self.joints_mm @ facing.T, vertebrae_mm=self.vertebrae_mm @ facing.T
+            self,
+            facing=facing @ self.facing,
+            joints_mm=self.joints_mm @ facing.T,
+            vertebrae_mm=self.vertebrae_mm @ facing.T,
         )
 
     def world(self, index: int, points: np.ndarray) -> np.ndarray:
@@ -128,6 +131,8 @@ def load_skeleton() -> Skeleton:
 
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
+    # a shortcut for meshes that lie in their body's inertial frame: with it a changed geom_pos is not looked at
+    model.geom_sameframe[:] = mujoco.mjtSameFrame.mjSAMEFRAME_NONE
     bodies = [model.body(b).name for b in range(model.nbody)]
     group = np.array([body_group(name) for name in bodies])
     in_arm = np.array([name.startswith("clavicle") for name in bodies])

@@ -14,8 +14,9 @@ import numpy as np
 class SpineCurve:
     """Sum of cosine-squared bumps along the spine.
 
-    bumps: (centre, half length, Cobb angle in degrees, positive to the patient's left), both lengths as fractions of
-    the way from L5 (0) to T1 (1). ``low_m`` and ``length_m`` are filled in by ``on`` for the patient at hand.
+    bumps: (centre, half length, Cobb angle of this bump alone in degrees, positive to the patient's left), both lengths
+    as fractions of the way from L5 (0) to T1 (1). ``low_m`` and ``length_m`` are filled in by ``on`` for the patient at
+    hand.
     twist: radians of axial rotation per metre of displacement (the vertebral bodies turn to the convex side).
     """
 

@@ -3,7 +3,8 @@
     .venv/bin/python -m notebooks.tables.make_strategies [SEED ...]      (about 5 minutes a seed on two cores)
 
 Every row trains on the workbook's own hospitals with the same number of film presentations; only the named choice
-differs. A seed changes the first weights, the order of films and the augmentation; the films stay the same.
+differs. A seed changes the first weights, the order of films and the augmentation; the films stay the same, drawn by
+the version of the film generator in the last column.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from fedbone.config import Profile, get_profile
 from fedbone.federation.arms import run_arms
 from fedbone.federation.evaluation import evaluate, worst_joint
 from fedbone.files import write_atomic
-from fedbone.imaging.hospitals import training_hospitals
+from fedbone.imaging.hospitals import GENERATOR_VERSION, training_hospitals
 from fedbone.vectors import sha256
 
 TABLE = Path(__file__).with_name("strategies.csv")
 COLUMNS = ["arm", "seed", "pck_0_05", "worst_joint", "worst_joint_pck_0_05", "mre_px", "mre_mm", "vector_sha256"]
+COLUMNS += ["generator"]
 
 
 def variants(profile: Profile) -> dict[str, Profile]:
@@ -63,7 +65,7 @@ def measure(seeds: list[int]) -> list[dict]:
             metrics = evaluate(arm.predictions, hospitals)
             joint, worst = worst_joint(metrics)
             figures = [round(v, 4) for v in (metrics["pck_0_05"], worst, metrics["mre_px"], metrics["mre_mm"])]
-            values = [name, seed, figures[0], joint, *figures[1:], sha256(arm.vector)[:16]]
+            values = [name, seed, figures[0], joint, *figures[1:], sha256(arm.vector)[:16], GENERATOR_VERSION]
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             print(*values, flush=True)
     return rows
