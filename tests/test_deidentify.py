@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 
 from fedbone.errors import UserError
-from fedbone.imaging.confidentiality import CHARACTERISTICS, CODED, NUMBERS, SEQUENCES, TERMS, Options
+from fedbone.imaging.confidentiality import CHARACTERISTICS, CODED, EMPTIED, FILLED, NUMBERS, SEQUENCES, TERMS, Options
 from fedbone.imaging.deidentify import deidentify
 from fedbone.imaging.dicom import read_film, read_stored
 from fedbone.imaging.pseudonyms import Key
@@ -110,7 +110,7 @@ def test_no_attribute_of_the_dictionary_brings_words_dates_or_bytes_along() -> N
     file = io.BytesIO()
     new.save_as(file, enforce_file_format=True)
     assert not [word for word in forbidden if word in file.getvalue()]
-    known = NUMBERS | set(TERMS) | SEQUENCES | CODED | {"SOPClassUID", "Manufacturer"} | DECLARED
+    known = NUMBERS | set(TERMS) | SEQUENCES | CODED | EMPTIED | FILLED | {"SOPClassUID"} | DECLARED
     in_table = {row[0] << 16 | row[1] for row in table.ALL_TAGS}
     assert not {e.keyword for e in new.iterall() if e.tag not in in_table} - known
 
