@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FILM_SHARE = 3 / 8  # the reference length of PCK is at least this share of the film's longer side
+
 
 @dataclass(frozen=True)
 class FilmSet:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from fedbone.errors import UserError
-from fedbone.imaging.dicom_file import COLOUR, flatten, parse, require_film
-from fedbone.imaging.pixels import grey_of_colour, stored_values
-from fedbone.imaging.refusal import AGAIN, Refusal
+from fedbone.imaging.dicom import read_stored
 
 KEY_BYTES = 32
 
@@ -58,20 +54,3 @@ def match(tags: Mapping[str, Sequence[str]]) -> list[tuple[tuple[str, int], ...]
         for index, value in enumerate(values):
             groups.setdefault(value, []).append((hospital, index))
     return [tuple(group) for group in groups.values() if len({hospital for hospital, _ in group}) > 1]
-
-
-def read_stored(path: Path) -> tuple[Dataset, np.ndarray]:
-    """Header and stored values (rows, cols) of a DICOM film. Raises UserError as ``read_film`` does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's quote values of the header
-        try:
-            dataset = parse(path)
-            require_film(dataset, cut_short=False)
-            flatten(dataset)
-            decode = grey_of_colour if dataset.PhotometricInterpretation in COLOUR else stored_values
-            return dataset, decode(dataset)
-        except Refusal as refusal:
-            raise UserError(path, refusal.problem, refusal.remedy) from None
-        except Exception as error:  # a damaged header or stream can make decoders raise nearly anything
-            problem = f"it is damaged, or no film that fedbone can interpret ({type(error).__name__})"
-            raise UserError(path, problem, AGAIN) from None

@@ -16,9 +16,10 @@ import numpy as np
 from fedbone.errors import UserError
 from fedbone.imaging import readings
 from fedbone.imaging.coco import Annotations, Record, outside_message, read_annotations
+from fedbone.imaging.dicom import read_stored
 from fedbone.imaging.folder import LABELS
 from fedbone.imaging.frame import Spacing
-from fedbone.imaging.matching import KEY_BYTES, blind_tags, match, pixel_hash, read_stored
+from fedbone.imaging.matching import KEY_BYTES, blind_tags, match, pixel_hash
 from fedbone.imaging.readings import SECOND_READER, Points
 from fedbone.imaging.refusal import AGAIN
 from fedbone.imaging.spacing import read_spacing

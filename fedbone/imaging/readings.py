@@ -14,11 +14,11 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from fedbone.imaging.coco import Record, read_annotations
+from fedbone.imaging.dataset import FILM_SHARE
 from fedbone.imaging.frame import UNKNOWN_SPACING, Spacing
 from fedbone.imaging.spacing import read_spacing
 
 SECOND_READER = "second_reader.json"
-FILM_SHARE = 3 / 8  # the reference length of PCK is at least this share of the film's longer side
 SUPERIMPOSED = 0.2  # of the reference length: nearer than that, left and right lie on each other as in a lateral view
 Points = dict[str, np.ndarray]  # the labelled joints by name: (2,) x, y in film pixels
 

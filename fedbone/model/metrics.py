@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedbone.imaging.dataset import FilmSet
+from fedbone.imaging.dataset import FILM_SHARE, FilmSet
 
-FILM_SHARE = 3 / 8
 RESAMPLES = 1000
 
 
