@@ -1,5 +1,9 @@
 # One line each: the work is in fedbone/__main__.py, so that everything runs without make too.
 PYTHON ?= python3
+# make run PROFILE=t4 (cpu, t4, t4-article, a100): which network, film size and device; lab takes it too
+ifdef PROFILE
+run lab: export FEDBONE_PROFILE := $(PROFILE)
+endif
 
 .PHONY: run test test-all lab notebooks clean
 

@@ -13,13 +13,18 @@ from pathlib import Path
 
 from fedbone import environment
 from fedbone.errors import UserError
+from fedbone.options import margins, natural, positive, share
+
+# written out: fedbone.config needs a newer Python than the one that must still read this file to say so
+PROFILE_NAMES = ("cpu", "t4", "t4-article", "a100")
+PRESET_NAMES = ("w32", "w18", "w18s", "w8n")
 
 
 def run_workbook(args: argparse.Namespace) -> int:
     """Execute the notebooks in order and build the book."""
     from fedbone.teaching import workbook
 
-    return workbook.build()
+    return workbook.build(profile=args.profile)
 
 
 def run_notebooks(args: argparse.Namespace) -> int:
@@ -48,7 +53,7 @@ def run_lab(args: argparse.Namespace) -> int:
     from fedbone.teaching import workbook
 
     environment.register_kernel(environment.environment_dir())
-    return workbook.lab()
+    return workbook.lab(args.profile)
 
 
 def run_federate(args: argparse.Namespace) -> int:
@@ -56,6 +61,13 @@ def run_federate(args: argparse.Namespace) -> int:
     from fedbone.federation import command
 
     return command.main(args)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train one model on the films of all hospitals together."""
+    from fedbone.federation import training_command
+
+    return training_command.main(args)
 
 
 def run_sample(args: argparse.Namespace) -> int:
@@ -106,6 +118,13 @@ def run_deidentify(args: argparse.Namespace) -> int:
     return 1 if result.problems else 0
 
 
+def run_predict(args: argparse.Namespace) -> int:
+    """Find the joints of one film and draw them on it."""
+    from fedbone.model import predict
+
+    return predict.main(args)
+
+
 def run_clean(args: argparse.Namespace) -> int:
     """Remove build/ and the caches of Python and pytest; .venv and data/ stay."""
     import shutil
@@ -127,14 +146,19 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(work=work, needs_environment=needs_environment)
         return sub
 
-    add("workbook", run_workbook, "execute notebooks 00-05 and build build/workbook/index.html (make run)", True)
+    book = add("workbook", run_workbook, "execute notebooks 00-05 and build build/workbook/index.html (make run)", True)
     add("test", run_test, "unit tests, then the notebooks against their stored results (make test)", True)
     add("test-all", run_test_all, "slow tests, workbook and wheel check (make test-all)", True)
-    add("lab", run_lab, "JupyterLab on notebook 00 (make lab)", True)
+    lab = add("lab", run_lab, "JupyterLab on notebook 00 (make lab)", True)
     sub = add("notebooks", run_notebooks, "execute notebooks and write their outputs back (make notebooks)", True)
     sub.add_argument("names", nargs="*", help="file names or their beginnings, e.g. 03; default: all")
     add("clean", run_clean, "remove build/ and caches; the environment stays (make clean)")
-    _add_federate(add("federate", run_federate, "train one model over hospitals: generated ones, or your own films"))
+    federate = add("federate", run_federate, "train one model over hospitals: generated ones, or your own films")
+    _add_federate(federate)
+    train = add("train", run_train, "train one model on the films of all hospitals together; continues after a kill")
+    _add_train(train)
+    for sub in (book, lab, federate, train):
+        sub.add_argument("--profile", choices=PROFILE_NAMES, help="default: FEDBONE_PROFILE, else cpu")
     sub = add("sample", run_sample, "write three sample hospitals: DICOM films and COCO keypoints")
     sub.add_argument("out", type=Path, metavar="OUT")
     sub.add_argument("--films", type=positive, default=12, help="films a hospital (default 12)")
@@ -144,7 +168,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT")
     sub.add_argument("--size", type=positive, default=512, metavar="PX", help="side of the square PNG (default 512)")
     _add_deidentify(add("deidentify", run_deidentify, "copy a hospital's folder of films and labels without names"))
+    _add_predict(add("predict", run_predict, "find the joints of one DICOM film and draw them on it"))
     return top
+
+
+def _add_predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("film", type=Path, metavar="FILM", help="a DICOM file")
+    sub.add_argument("--out", type=Path, required=True, metavar="PNG", help="the film with its joints, a PNG")
+    sub.add_argument("--weights", type=Path, metavar="FILE", help="default: those of data/sample")
+    sub.add_argument("--threshold", type=share, help="confidence from which a joint is sure; default: by the weights")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="also write the coordinates as JSON")
 
 
 def _add_deidentify(sub: argparse.ArgumentParser) -> None:
@@ -156,40 +189,26 @@ def _add_deidentify(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--keep-characteristics", action="store_true", help="keep sex, age up to 89, size and weight")
 
 
-def _add_federate(sub: argparse.ArgumentParser) -> None:
+def _add_films_and_schedule(sub: argparse.ArgumentParser, written: str) -> None:
     sub.add_argument("--data", type=Path, help="folder with one sub-folder per hospital (default: generated hospitals)")
-    sub.add_argument("--out", type=Path, required=True, help="folder for model.safetensors, history.csv, results.json")
-    sub.add_argument("--profile", choices=("cpu", "t4", "a100"), help="default: FEDBONE_PROFILE, else cpu")
+    sub.add_argument("--out", type=Path, required=True, help=f"folder for {written}")
     sub.add_argument("--rounds", type=positive, help="default: that of the profile")
     sub.add_argument("--size", type=positive, metavar="PX", help="side of the square input; default: the profile's")
+    sub.add_argument("--preset", choices=PRESET_NAMES, help="the HRNet; default: the profile's")
+    sub.add_argument("--micro-batch", type=positive, metavar="FILMS", help="films a pass; a batch is several passes")
+    sub.add_argument("--checkpointing", action="store_true", help="less memory, more time; the same model")
     sub.add_argument("--seed", type=natural, default=0)
-    sub.add_argument("--compare", action="store_true", help="also train local-only and pooled, same presentations")
     sub.add_argument("--split-by-file", action="store_true", help="films without a patient id may be split by file")
 
 
-def natural(text: str) -> int:
-    """An argparse type: a whole number of 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 0 or more")
-    return int(text)
+def _add_federate(sub: argparse.ArgumentParser) -> None:
+    _add_films_and_schedule(sub, "model.safetensors, history.csv, results.json")
+    sub.add_argument("--compare", action="store_true", help="also train local-only and pooled, same presentations")
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number of 1 or more."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 1 or more")
-    return int(text)
-
-
-def margins(text: str) -> tuple[float, ...]:
-    """An argparse type: one share of the film's side in per cent, or four: top, right, bottom, left."""
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        shares = []
-    if len(shares) not in (1, 4) or not all(0 <= share < 50 for share in shares) or not any(shares):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected one number or four between 0 and 50, such as 8,0,0,5")
-    return tuple(shares * (4 // len(shares)))
+def _add_train(sub: argparse.ArgumentParser) -> None:
+    _add_films_and_schedule(sub, "model.safetensors, results.json and the state to continue from")
+    sub.add_argument("--start", metavar="FROM", help="imagenet, or a checkpoint of fedbone; default: random weights")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 | variable | meaning |
 |---|---|
-| FEDBONE_PROFILE | cpu (default), t4 or a100 |
+| FEDBONE_PROFILE | cpu (default), t4, t4-article or a100 |
 | FEDBONE_ROUNDS | fewer rounds for a quick run; claims that need the full run are then left to ``make run`` |
 | FEDBONE_DATA | a folder with one sub-folder per hospital: use these films in place of the generated ones |
 | FEDBONE_BUILD | where results, caches and the executed book go (default: build/ in the repository) |
@@ -29,10 +29,13 @@ class Profile:
     preset: str  # HRNet preset, see fedbone.model.hrnet.PRESETS
     size_px: int  # side of the square input
     own_size_px: int  # the same for a reader's own films, where landmarks ask for millimetres
-    batch: int  # films a step
+    batch: int  # films an optimiser step
     device: str  # cpu | cuda
     precision: str  # fp32 | fp16 | bf16
     sigma_px: float  # spread of the target, in heatmap pixels
+    micro_batch: int | None = None  # films a pass through the network; a batch is the sum of its passes (None: one)
+    checkpointing: bool = False  # keep the blocks' inputs only and compute the rest again on the way back
+    norm: str = "group"  # group | batch, see fedbone.model.hrnet
     rounds: int = 30
     local_epochs: int = 1
     learning_rate: float = 1e-3
@@ -46,7 +49,8 @@ class Profile:
 
 PROFILES = {
     "cpu": Profile("cpu", "w8n", 128, 256, 8, "cpu", "fp32", 1.5),
-    "t4": Profile("t4", "w32", 512, 512, 16, "cuda", "fp16", 2.0),
+    "t4": Profile("t4", "w18", 256, 512, 16, "cuda", "fp16", 2.0),
+    "t4-article": Profile("t4-article", "w32", 512, 512, 16, "cuda", "fp16", 2.0),
     "a100": Profile("a100", "w32", 512, 512, 32, "cuda", "bf16", 2.0),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from torch import nn
+from torch import Tensor, nn
 
 from fedbone.errors import UserError
 from fedbone.files import write_atomic
 
 HEAD = "final_layer"  # the module whose rows belong to one joint each
+Array = np.ndarray | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,28 @@ def sha256(vector: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()
 
 
-def save_checkpoint(path: Path, vector: np.ndarray, layout: VectorLayout, metadata: dict) -> Path:
-    """Write the vector as named tensors in safetensors form (no pickle), with ``metadata`` as JSON in its header."""
-    tensors = {s.name: np.asarray(vector[s.start : s.stop], dtype=np.float32).reshape(s.shape) for s in layout.slots}
+def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Named copies of everything a checkpoint needs: the parameters, and running statistics where a model has them."""
+    return {name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def differences(expected: Mapping[str, Array], found: Mapping[str, Array]) -> str:
+    """What keeps the tensors ``found`` from filling ``expected``, in words; empty when names and shapes agree."""
+    groups = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [n for n in expected if n in found and found[n].shape != expected[n].shape],
+    }
+    return ", ".join(f"{len(names)} {what}: {names[0]}" for what, names in groups.items() if names)
+
+
+def save_checkpoint(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> Path:
+    """Write named tensors in safetensors form (no pickle), with ``metadata`` as JSON in its header."""
     return write_atomic(Path(path), save(tensors, {"fedbone": json.dumps(metadata, sort_keys=True)}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """(named float32 arrays, metadata) of a checkpoint. Raises UserError when it is missing, damaged or not ours."""
+    """(named arrays, metadata) of a checkpoint. Raises UserError when it is missing, damaged or not ours."""
     remedy = "Give a .safetensors file written by fedbone, or run the chapter that writes it again"
     try:
         with safe_open(str(path), framework="np") as file:
@@ -115,4 +131,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise UserError(path, f"not a readable checkpoint ({error})", remedy) from error
     if header is None:
         raise UserError(path, "it carries no fedbone metadata", remedy)
-    return tensors, json.loads(header)
+    try:
+        return tensors, json.loads(header)
+    except json.JSONDecodeError as error:
+        raise UserError(path, f"its fedbone metadata is not JSON ({error})", remedy) from error

@@ -28,13 +28,17 @@ def test_parallel_processes_give_the_bytes_of_a_single_one(ran):
     assert sha256(ran[0]["federated"].vector) == sha256(alone["federated"].vector)
 
 
-def test_progress_counts_every_round_of_every_arm(ran):
-    assert [(done, total) for done, total, _ in ran[1]] == [(i, 6) for i in range(1, 7)]
+def test_progress_counts_the_films_of_every_round_of_every_arm(ran):
+    """Two rounds of 20 films for federated and pooled, of 8 for hospital a alone."""
+    assert {total for _, total, _ in ran[1]} == {96}
+    counts = [0, *(done for done, _, _ in ran[1])]
+    each = [(arm, after - before) for before, after, (_, _, arm) in zip(counts, counts[1:], ran[1], strict=False)]
+    assert sorted(each) == [("a", 8)] * 2 + [("federated", 20)] * 2 + [("pooled", 20)] * 2
 
 
 def test_each_arm_predicts_all_test_films_and_records_its_curve(ran):
     for arm in ran[0].values():
-        assert {name: p.shape for name, p in arm.predictions.items()} == {"a": (4, 3, 2), "b": (4, 3, 2)}
+        assert {name: p.shape for name, p in arm.predictions.items()} == {"a": (4, 3, 3), "b": (4, 3, 3)}
         assert [row["round"] for row in arm.curve] == [1, 2]
     assert [row["presentations"] for row in ran[0]["federated"].curve] == [20, 40]
     assert [row["presentations"] for row in ran[0]["a"].curve] == [8, 16]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedbone.errors import UserError
-from fedbone.federation.command import federate, main, standard_arms
+from fedbone.federation.command import federate, main, score_lines, standard_arms
 from fedbone.imaging.hospitals import write_sample
 from fedbone.model.hrnet import load_model
 from fedbone.vectors import sha256, to_vector
@@ -64,6 +64,7 @@ def test_unknown_spacing_gives_null_millimetres(tmp_path):
     summary, _ = federate([hospital], tiny_profile(rounds=1), tmp_path)
     jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), SCHEMA)
     assert summary["federated"]["mre_mm"] is None
+    assert " mm" not in score_lines("federated", summary["federated"])[0]
 
 
 def test_one_hospital_alone_can_be_compared(tmp_path):
@@ -80,7 +81,7 @@ def test_a_hospital_with_the_name_of_an_arm_is_refused():
 
 def command_line(**changes) -> argparse.Namespace:
     values = {"data": None, "out": None, "profile": "cpu", "rounds": 1, "size": 32, "seed": 0}
-    values |= {"compare": False, "split_by_file": False}
+    values |= {"compare": False, "split_by_file": False, "preset": None, "micro_batch": None, "checkpointing": False}
     return argparse.Namespace(**(values | changes))
 
 
@@ -92,7 +93,23 @@ def test_the_command_trains_on_a_folder_of_dicom_films(tmp_path, capsys):
     jsonschema.validate(summary, SCHEMA)
     assert summary["data"] == "own"
     assert sum(summary["n_train"].values()) + sum(summary["n_test"].values()) == 18
-    assert "mean radial error" in capsys.readouterr().out
+    assert set(summary["federated"]["mre_mm_by_kind"]) == {"calibrated", "detector", "object"}
+    printed = capsys.readouterr().out
+    assert "mean radial error" in printed
+    assert "share within 2 / 4 / 10 mm" in printed
+    assert "worst hospital hospital_" in printed
+
+
+def test_the_report_names_the_worst_and_the_limits_of_agreement(compared):
+    _, summary, _ = compared
+    arm = summary["federated"]
+    entry = {"bias": 0.5, "limits": [-1.0, 2.0], "unit": "deg", "n_patients": 7}
+    lines = score_lines("federated", arm | {"readings": {"a": {"shoulder_tilt_deg": entry, "none": None}}})
+    hospitals = arm["per_hospital"]
+    worst = min(hospitals, key=lambda name: (hospitals[name]["pck_0_05"], -hospitals[name]["mre_px"]))
+    assert f"worst hospital {worst}: " in lines[1]
+    assert f"mm (unknown {arm['mre_mm']:.2f}); share within 2 / 4 / 10 mm: {arm['sdr_2_mm']:.2f} / " in lines[0]
+    assert lines[2:] == ["  a, shoulder_tilt_deg: bias +0.50, 95 % limits of agreement -1.00 to +2.00 deg, 7 patients"]
 
 
 def test_a_size_that_the_network_cannot_halve_is_refused_before_any_film_is_read(tmp_path):

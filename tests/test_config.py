@@ -8,7 +8,7 @@ def test_the_profile_comes_from_the_argument_then_the_environment(monkeypatch):
     monkeypatch.setenv("FEDBONE_PROFILE", "cpu")
     assert get_profile().name == "cpu"
     monkeypatch.setenv("FEDBONE_PROFILE", "t5")
-    with pytest.raises(UserError, match=r"t5.*cpu, t4, a100"):
+    with pytest.raises(UserError, match=r"t5.*cpu, t4, t4-article, a100"):
         get_profile()
     assert get_profile("cpu").name == "cpu"
 

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedbone.federation.evaluation import evaluate, film_error_px, paired_difference, worst_joint
+from fedbone.model.metrics import worst_first
 from tests.helpers import JOINTS, dot_hospital
 
 
@@ -16,6 +19,22 @@ def test_each_hospital_is_scored_on_its_own_labels_and_hidden_joints_apart():
     assert result["pck_0_05"] == pytest.approx(2 / 3)
     assert result["pck_0_05_unlabelled"] == 1  # knee and ankle at a, hip at b: all predicted exactly
     assert worst_joint(result) == ("ankle", 0.0)
+    assert list(worst_first(result["per_hospital"])) == ["b", "a"]
+
+
+def test_readings_are_those_of_each_hospital_s_labels():
+    names = ("left_shoulder", "right_shoulder")
+    shoulders, hips = dot_hospital("a"), dot_hospital("b", seed=1)
+    for h, joints in ((shoulders, slice(0, 2)), (hips, slice(2, 3))):
+        h.test.keypoints[:] = 0
+        h.test.keypoints[:, joints] = 2
+    shoulders.test.keypoints[:, :2, :2] = [[28, 10], [4, 10]]
+    both = [replace(h, joints=(*names, "left_hip")) for h in (shoulders, hips)]
+    predictions = {h.name: h.test.keypoints[..., :2].copy() for h in both}
+    predictions["a"][:, 0, 1] -= 24 * np.tan(np.radians(2))  # the left shoulder two degrees too high
+    readings = evaluate(predictions, both)["readings"]
+    assert readings["a"]["shoulder_tilt_deg"]["bias"] == pytest.approx(2, abs=1e-4)
+    assert readings["b"]["shoulder_tilt_deg"] is None
 
 
 def test_film_error_is_the_mean_over_labelled_joints():

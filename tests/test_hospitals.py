@@ -72,6 +72,7 @@ def test_training_sets(tmp_path: Path) -> None:
             assert (shown >= 0).all()
             assert (shown <= 63).all()
             assert np.isfinite(films.spacing_mm).all()
+            assert films.spacing_kind == (SITES[hospital.name].kind,) * count
             people.append(set(films.patients))
         assert len(set(hospital.train.patients)) < len(hospital.train)  # some patients come twice
         assert {COCO_JOINTS[j] for j in np.flatnonzero(hospital.labelled)} == LABELS[hospital.name]

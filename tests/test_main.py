@@ -206,3 +206,11 @@ def test_clean_keeps_environment_and_data(tmp_path, monkeypatch):
     assert main.main(["clean"]) == 0
     assert sorted(os.listdir(tmp_path)) == [".venv", "data", "fedbone", "notebooks", "tests"]
     assert not (tmp_path / "fedbone" / "__pycache__").exists()
+
+
+def test_the_written_out_names_are_those_of_the_modules():
+    from fedbone.config import PROFILES
+    from fedbone.model.hrnet import PRESETS
+
+    assert set(PROFILES) == set(main.PROFILE_NAMES)
+    assert set(PRESETS) == set(main.PRESET_NAMES)

@@ -1,16 +1,20 @@
 import numpy as np
 import pytest
 
-from fedbone.imaging.dataset import FilmSet
-from fedbone.model.metrics import join, macro, pck, radial_errors, reference_px, summarise
+from fedbone.imaging.dataset import FilmSet, pool
+from fedbone.model.metrics import DETECTED_MM, join, macro, pck, radial_errors, reference_px, summarise, worst_first
 
 
-def films(keypoints, spacing=(0.5, 0.25), side=128):
+def films(keypoints, spacing=(0.5, 0.25), side=128, kinds=()):
     keypoints = np.asarray(keypoints, np.float32)
     n = len(keypoints)
-    return FilmSet(
-        np.zeros((n, side, side), np.uint8), keypoints, np.tile(np.float32(spacing), (n, 1)), tuple(map(str, range(n)))
-    )
+    images, spacing_mm = np.zeros((n, side, side), np.uint8), np.tile(np.float32(spacing), (n, 1))
+    return FilmSet(images, keypoints, spacing_mm, tuple(map(str, range(n))), None, kinds)
+
+
+def moved(s, off):
+    """Predictions that are ``off`` (N, K) pixels to the right of the labels."""
+    return s.keypoints[..., :2] + np.stack([off, np.zeros_like(off)], axis=-1)
 
 
 def test_the_reference_length_never_collapses():
@@ -83,3 +87,55 @@ def test_equal_pseudonyms_of_two_hospitals_stay_two_patients():
     s = films([[[60, 60, 2]]])
     e = radial_errors(np.full((1, 1, 2), 60.0), s)
     assert len(set(join([e, e]).patients)) == 2
+
+
+def test_success_detection_rate_against_a_plain_loop():
+    rng = np.random.default_rng(0)
+    keypoints = np.full((30, 3, 3), 2, np.float32)
+    keypoints[..., :2] = 60
+    keypoints[rng.random((30, 3)) < 0.3] = 0
+    s = films(keypoints, spacing=(0.5, 0.25))
+    s.spacing_mm[:5] = np.nan
+    off = rng.uniform(0, 30, (30, 3))
+    result = summarise(radial_errors(moved(s, off), s), ("a", "b", "c"))
+    known = (keypoints[..., 2] > 0) & (np.arange(30) >= 5)[:, None]
+    for limit in DETECTED_MM:
+        inside = [off[i, k] * 0.5 <= limit for i, k in zip(*np.nonzero(known), strict=True)]
+        assert result[f"sdr_{limit}_mm"] == pytest.approx(np.mean(inside))
+        low, high = result["interval_95"][f"sdr_{limit}_mm"]
+        assert low < np.mean(inside) < high
+        of_b = [off[i, 1] * 0.5 <= limit for i in np.flatnonzero(known[:, 1])]
+        assert result["per_joint"]["b"][f"sdr_{limit}_mm"] == pytest.approx(np.mean(of_b))
+    assert result["per_joint"]["b"]["mre_mm"] == pytest.approx(0.5 * off[known[:, 1], 1].mean())
+
+
+def test_an_error_of_exactly_the_limit_is_within_it():
+    s = films([[[20, 60, 2], [100, 60, 2]]], spacing=(0.5, 0.5))
+    result = summarise(radial_errors(moved(s, np.array([[4.0, 8.0]])), s), ("a", "b"))
+    assert [result[f"sdr_{limit}_mm"] for limit in DETECTED_MM] == [0.5, 1, 1]
+
+
+def test_without_spacing_there_is_no_success_detection_rate():
+    s = films([[[20, 60, 2]], [[20, 60, 2]]], spacing=(np.nan, np.nan))
+    result = summarise(radial_errors(s.keypoints[..., :2], s), ("a",))
+    assert result["sdr_2_mm"] is result["interval_95"]["sdr_2_mm"] is result["per_joint"]["a"]["sdr_2_mm"] is None
+    assert result["per_joint"]["a"]["mre_mm"] is None
+    assert result["mre_mm_by_kind"] == {}
+
+
+def test_millimetres_of_different_kinds_stay_apart():
+    two = films(np.full((2, 1, 3), 60), kinds=("detector", "calibrated"))
+    other = films(np.full((1, 1, 3), 60))
+    off = np.array([[2.0], [4.0]])
+    result = summarise(join([radial_errors(moved(two, off), two), radial_errors(moved(other, off[:1]), other)]), ("a",))
+    assert result["mre_mm_by_kind"] == pytest.approx({"calibrated": 2.0, "detector": 1.0, "unknown": 1.0})
+    assert two.take(np.array([1])).spacing_kind == ("calibrated",)
+    assert pool([two, other]).spacing_kind == ("detector", "calibrated", "unknown")
+
+
+def test_joints_and_hospitals_come_worst_first():
+    s = films([[[10, 60, 2], [40, 60, 2], [70, 60, 2], [110, 60, 2]]])
+    result = summarise(radial_errors(moved(s, np.array([[1.0, 20.0, 30.0, 2.0]])), s), ("a", "b", "c", "d"))
+    assert list(result["per_joint"]) == ["c", "b", "d", "a"]
+    rows = {"x": {"pck_0_05": 0.9, "mre_px": 1.0}, "y": {"pck_0_05": 0.2, "mre_px": 0.5}}
+    assert list(worst_first(rows)) == ["y", "x"]

@@ -1,9 +1,25 @@
+import base64
+import io
 import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
+from PIL import Image
 
-from fedbone.teaching.plots import LEFT, RIGHT, curves, films, grouped_bars, joint_colour, show
+from fedbone.model.hrnet import PRESETS
+from fedbone.teaching.plots import (
+    LEFT,
+    RIGHT,
+    bland_altman,
+    curves,
+    films,
+    grouped_bars,
+    joint_colour,
+    network,
+    seeds,
+    show,
+)
 
 
 def test_every_picture_carries_its_alternative_text_and_is_closed():
@@ -29,3 +45,46 @@ def test_line_art_is_png():
     assert "data:image/png" in show(lines, "curve").data
     bars = grouped_bars(["hip"], {"federated": [1.0], "pooled": [np.nan]}, "PCK")
     assert "data:image/png" in show(bars, "bars").data
+
+
+def test_line_art_keeps_its_colours_in_a_palette():
+    figure, axes = plt.subplots()
+    axes.add_patch(plt.Rectangle((0, 0), 1, 1, color="#D55E00"))
+    data = re.search(r'base64,([^"]+)"', show(figure, "an orange square").data).group(1)
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert picture.mode == "P"
+    assert picture.convert("RGB").getpixel((picture.width // 2, picture.height // 2)) == pytest.approx(
+        (0xD5, 0x5E, 0x00), abs=4
+    )
+
+
+@pytest.mark.parametrize(("preset", "exchanges"), [("w8n", (1, 1, 1)), ("w32", (1, 4, 3))])
+def test_the_network_is_drawn_to_scale(preset, exchanges):
+    axes = network(PRESETS[preset], 128).axes[0]
+    sides = [patch.get_width() for patch in axes.patches if isinstance(patch, plt.Rectangle)]
+    assert sorted(set(sides)) == [1 / 8, 1 / 4, 1 / 2, 1]
+    # stages 1 to 4, before and after their exchange, and the heatmaps: the last exchange feeds the finest branch only
+    assert [sides.count(side) for side in (1, 1 / 2, 1 / 4, 1 / 8)] == [8, 5, 3, 1]
+    words = [text.get_text() for text in axes.texts]
+    counts = [word.split("\n")[1].split()[0] for word in words if word.startswith("stage")][1:]
+    assert counts == [str(number) for number in exchanges]
+    assert {"1/4 of the film\n32 x 32 px", "1/32 of the film\n4 x 4 px"} <= set(words)
+    plt.close("all")
+
+
+def test_each_seed_is_a_point_and_each_group_has_its_mean():
+    _, axes = plt.subplots()
+    seeds(axes, [{"loss": "a", "x": "1"}, {"loss": "a", "x": "3"}, {"loss": "b", "x": "5"}], "loss", "x", "x")
+    points = [line.get_xdata() for line in axes.lines[::2]]
+    assert [list(xs) for xs in points] == [[1, 3], [5]]
+    assert [line.get_xdata()[0] for line in axes.lines[1::2]] == [2, 5]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    plt.close("all")
+
+
+def test_bland_altman_draws_second_minus_first_over_the_mean():
+    _, axes = plt.subplots()
+    bland_altman(axes, np.array([1.0, 2.0]), np.array([3.0, 2.0]), {"bias": 1.0, "limits": [-1.0, 3.0]}, "deg")
+    assert axes.lines[0].get_xydata().tolist() == [[2, 2], [2, 0]]
+    assert [line.get_ydata()[0] for line in axes.lines[1:]] == [1, -1, 3]
+    plt.close("all")

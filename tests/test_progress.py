@@ -1,5 +1,9 @@
+import json
+import time
+
 import pytest
 
+from fedbone import progress
 from fedbone.progress import Bar
 
 
@@ -39,3 +43,29 @@ def test_tqdm_disable_keeps_stored_outputs_clean(capsys, monkeypatch):
         bar(1, 1, "a")
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_a_note_of_the_newest_count_for_whoever_runs_the_notebook(tmp_path, monkeypatch):
+    note = tmp_path / "build" / "progress.json"
+    monkeypatch.setenv(progress.NOTE, str(note))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(progress, "NOTE_EVERY_S", 0.0)
+    with Bar("training", "round") as bar:
+        for done in (1, 2):
+            bar(done, 3, "a")
+            found = json.loads(note.read_text())
+            assert abs(found.pop("at_s") - time.time()) < 10
+            assert found == {"title": "training", "unit": "round", "done": done, "total": 3}
+
+
+def test_notes_are_rare_and_never_stop_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv(progress.NOTE, str(tmp_path / "progress.json"))
+    with Bar("reading", "film") as bar:
+        for done in range(100):
+            bar(done, 1000, "")
+    assert json.loads((tmp_path / "progress.json").read_text())["done"] < 99
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(progress.NOTE, str(tmp_path / "file" / "progress.json"))
+    with Bar("reading", "film") as bar:
+        bar(1, 2, "")

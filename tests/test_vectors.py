@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from fedbone.errors import UserError
 from fedbone.model.hrnet import build, load_model, save_model
-from fedbone.vectors import layout_of, load_checkpoint, load_vector, sha256, to_vector
+from fedbone.vectors import layout_of, load_checkpoint, load_vector, save_checkpoint, sha256, state_arrays, to_vector
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,69 @@ def test_foreign_checkpoints_are_refused(tmp_path, model):
         load_model(tmp_path / "wrong.safetensors")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         load_model(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_stored_model_predicts_the_same(tmp_path, norm):
+    """With BatchNorm that takes its running statistics, moved here by a pass in training mode."""
+    model = build("w8n", 5, norm=norm, checkpointing=True)
+    model(torch.rand(4, 1, 64, 64))
+    again, metadata = load_model(save_model(tmp_path / "m.safetensors", model))
+    assert metadata["config"]["norm"] == norm
+    assert [name for name, _ in again.named_buffers()] == [name for name, _ in model.named_buffers()]
+    film = torch.rand(1, 1, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model.eval()(film), again(film))
+
+
+def test_a_file_from_before_the_norm_was_a_choice_still_loads(tmp_path, model):
+    config = {name: value for name, value in asdict(model.config).items() if name not in ("norm", "outputs")}
+    path = save_checkpoint(tmp_path / "old.safetensors", state_arrays(model), {"config": config})
+    again, _ = load_model(path)
+    assert again.config == model.config
+    assert sha256(to_vector(again)) == sha256(to_vector(model))
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ({"architecture": "resnet"}, "describes no HRNet .*KeyError: 'config'"),
+        ({"config": ["w8n"]}, "describes no HRNet"),
+        ({"config": {"modules": [1, 1, 1], "colour": "red"}}, "describes no HRNet .*colour"),
+        ({"config": {"modules": [1, 1], "width": 8}}, "describes no HRNet"),
+        ([], "describes no HRNet"),
+    ],
+)
+def test_headers_of_other_networks_are_refused(tmp_path, model, header, problem):
+    path = save_checkpoint(tmp_path / "other.safetensors", state_arrays(model), header)
+    with pytest.raises(UserError, match=problem) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda t: t.pop("stem.0.weight"), "1 missing: stem.0.weight"),
+        (lambda t: t.update(extra=np.zeros(2, np.float32)), "1 unexpected: extra"),
+        (lambda t: t.update({"stem.1.bias": np.zeros(2, np.float32)}), "1 of another shape: stem.1.bias"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, model, spoil, problem):
+    tensors = state_arrays(model)
+    spoil(tensors)
+    path = save_checkpoint(tmp_path / "m.safetensors", tensors, {"config": asdict(model.config)})
+    with pytest.raises(UserError, match=problem):
+        load_model(path)
+
+
+def test_a_header_that_is_not_json(tmp_path):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "m.safetensors", {"fedbone": "{"})
+    with pytest.raises(UserError, match="not JSON"):
+        load_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_stored_arrays_are_copies(model):
+    arrays = state_arrays(model)
+    arrays["stem.0.weight"][:] = 7
+    assert not (model.stem[0].weight == 7).any()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +16,12 @@ import nbformat
 import pytest
 from nbformat import v4
 
+from fedbone import __main__ as main
+from fedbone.config import PROFILES
 from fedbone.errors import UserError
-from fedbone.teaching import book, workbook
+from fedbone.imaging.hospitals import training_hospitals
+from fedbone.imaging.sites import SITES
+from fedbone.teaching import book, following, workbook
 from fedbone.teaching.workbook import CellFailure
 from tests.test_environment import is_running, wait_for
 
@@ -27,6 +33,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDBONE_BUILD", str(tmp_path / "my build"))
     monkeypatch.delenv("FEDBONE_ROUNDS", raising=False)
     monkeypatch.delenv("FEDBONE_DATA", raising=False)
+    monkeypatch.delenv("FEDBONE_PROFILE", raising=False)
     (tmp_path / "note books").mkdir()
     return tmp_path / "note books"
 
@@ -65,6 +72,87 @@ def test_the_book(folder, capsys):
     assert "hospital_a alone" in index
     assert "pooled" not in index.split("<table>")[1]
     assert re.search(r"\[1/2\] 00_first\.ipynb \.\.\. ok, \d+ s", capsys.readouterr().err)
+
+
+TICKS = """
+import time
+from fedbone.progress import Bar
+with Bar("training", "round") as bar:
+    for done in (1, 2, 3, 4):
+        bar(done, 100, "")
+        time.sleep(1.1)
+print("a stored output")
+"""
+
+
+def test_the_reader_sees_an_estimate_and_then_the_time_left(folder, capsys, monkeypatch):
+    monkeypatch.setattr(workbook, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setenv("PYTHONPATH", str(workbook.config.REPOSITORY))
+    write(folder, "00_first.ipynb", TICKS)
+    write(folder, "05_last.ipynb", writes_results(folder))
+    assert workbook.build(folder) == 0
+    err = capsys.readouterr().err
+    assert re.match(r"training, cpu profile: about \d+ minutes? \(estimate for the cores of this machine\)\n", err)
+    left = r"\n    training: [234] of 100 rounds, about [234] minutes left\n    ok, \d+ s\n"
+    assert re.search(r"\[1/2\] 00_first\.ipynb \.\.\. " + left, err), err
+    assert re.search(r"\[2/2\] 05_last\.ipynb \.\.\. ok", err)  # nothing of the first notebook's
+    stored = nbformat.read(folder.parent / "my build" / "workbook" / "00_first.ipynb", as_version=4)
+    assert [output.text for output in stored.cells[1].outputs] == ["a stored output\n"]
+
+
+def test_a_minute_passes_before_more_is_said(tmp_path):
+    said, note = [], tmp_path / "note.json"
+    look = following.Follower(note, PROFILES["cpu"], said.append)
+
+    def tick(done: int, at_s: float, title: str = "training", unit: str = "film") -> None:
+        note.write_text(json.dumps({"title": title, "unit": unit, "done": done, "total": 10_000, "at_s": at_s}))
+        look()
+
+    look()  # no note yet
+    tick(100, 1000.0)
+    tick(259, 1010.0)
+    assert said == []  # 159 films are fewer than 20 steps of 8
+    tick(260, 1010.0)
+    tick(500, 1050.0)
+    tick(1060, 1071.0)
+    tick(30, 1300.0, "checking", "file")
+    assert said == [
+        "\n    training: 260 of 10,000 films, about 11 minutes left",
+        "    training: 1,060 of 10,000 films, about 12 minutes left",
+    ]
+
+
+def test_the_estimate_counts_the_workbook_s_own_films(monkeypatch):
+    films = inspect.signature(training_hospitals).parameters["n_train"].default * len(SITES)
+    assert films == following.TRAINING_FILMS
+    monkeypatch.setenv("FEDBONE_DATA", "mine")
+    assert "depends on your films" in following.expected(PROFILES["cpu"])
+
+
+def test_a_profile_reaches_the_kernels(folder, monkeypatch):
+    args = main.parser().parse_args(["workbook", "--profile", "cpu"])
+    write(folder, "05_last.ipynb", "import os; print(os.environ.get('FEDBONE_PROFILE'))", writes_results(folder))
+    assert workbook.build(folder, profile=args.profile) == 0
+    done = nbformat.read(folder.parent / "my build" / "workbook" / "05_last.ipynb", as_version=4)
+    assert done.cells[1].outputs[0].text == "cpu\n"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="profile t4: it needs a CUDA GPU"):
+        workbook.build(folder, profile="t4")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="not run: make is missing")
+@pytest.mark.parametrize(
+    ("words", "profile"),
+    [("run PROFILE=t4", "t4"), ("lab PROFILE=a100", "a100"), ("run", "-"), ("test PROFILE=t4", "-")],
+)
+def test_make_passes_the_profile_on(words, profile):
+    rules = (workbook.config.REPOSITORY / "Makefile").read_text()
+    shown = rules.replace("$(PYTHON) -m fedbone", "@echo $${FEDBONE_PROFILE:--}")
+    outer = ("FEDBONE_PROFILE", "PROFILE", "MAKEFLAGS", "MAKEOVERRIDES")  # these tests may run under make
+    clean = {name: value for name, value in os.environ.items() if name not in outer}
+    command = ["make", "-f", "-", *words.split()]
+    done = subprocess.run(command, input=shown, capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout.split()[0] == profile
 
 
 def test_the_page_loads_nothing_from_elsewhere(folder):

@@ -24,8 +24,8 @@ from fedbone.federation.evaluation import Predictions, evaluate, predict_all
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.rounds import RoundRecord, initial_vector, run_rounds
 from fedbone.imaging.dataset import FilmSet, HospitalData, pool
-from fedbone.model.hrnet import build
-from fedbone.model.training import Trainer, train_round
+from fedbone.model.fit import fit
+from fedbone.model.hrnet import build_for
 from fedbone.vectors import load_vector, to_vector
 
 Progress = Callable[[int, int, str], None]
@@ -49,7 +49,7 @@ class _Monitor:
 
     def __init__(self, arm: str, hospitals: list[HospitalData], profile: Profile, log_dir: Path | None, tick) -> None:
         self.arm, self.hospitals, self.profile, self.tick = arm, hospitals, profile, tick
-        self.model = build(profile.preset, len(hospitals[0].joints))
+        self.model = build_for(profile, len(hospitals[0].joints))
         self.curve: list[dict] = []
         self.every = max(1, profile.rounds // CURVE_POINTS)
         self.writer = None
@@ -95,7 +95,7 @@ def run_arm(
         vector, history = run_rounds(
             workers, profile, seed, on_round=lambda row, v: monitor.after_round(row.round, v, row.losses)
         )
-    model = build(profile.preset, joints)
+    model = build_for(profile, joints)
     load_vector(model, vector)
     predictions = predict_all(model, hospitals, profile)
     return ArmResult(arm, vector, predictions, history, monitor.curve, time.process_time() - started)
@@ -103,12 +103,13 @@ def run_arm(
 
 def _train_alone(films: FilmSet, joints: int, profile: Profile, seed: int, monitor: _Monitor) -> np.ndarray:
     """Ordinary training: one optimiser that keeps its state, from the same first model as the federation."""
-    model = build(profile.preset, joints)
+    model = build_for(profile, joints)
     load_vector(model, initial_vector(profile, joints, seed))
-    trainer = Trainer(model, profile)
-    for index in range(profile.rounds):
-        losses = train_round(trainer, films, index, [seed, index], monitor.arm)
+
+    def after_round(index: int, losses: list[float]) -> None:
         monitor.after_round(index, to_vector(model), {monitor.arm: losses[-1]})
+
+    fit(model, films, profile, seed, on_round=after_round, who=monitor.arm)
     return to_vector(model)
 
 
@@ -122,13 +123,15 @@ def run_arms(
     """All ``arms``, each with its profile; on the CPU in as many one-thread processes as there are cores.
 
     On a GPU they run one after the other.
-    ``progress(done, total, text)`` counts finished rounds over all arms. Interrupting stops the processes.
+    ``progress(done, total, text)`` counts film presentations over all arms: rounds of different arms take different
+    times. It is called after each round. Interrupting stops the processes.
     """
-    total, done = sum(profile.rounds for profile in arms.values()), 0
+    own = {arm: [h for h in hospitals if h.name == arm] or hospitals for arm in arms}
+    total, done = sum(presentations(own[arm], profile) for arm, profile in arms.items()), 0
 
     def tick(arm: str) -> None:
         nonlocal done
-        done += 1
+        done += presentations(own[arm], arms[arm]) // arms[arm].rounds
         if progress:
             progress(done, total, arm)
 

@@ -20,11 +20,13 @@ from fedbone.imaging.dataset import HospitalData
 from fedbone.imaging.folder import load_hospitals
 from fedbone.imaging.hospitals import training_hospitals
 from fedbone.imaging.quality import report as quality_report
-from fedbone.model.hrnet import build, save_model
+from fedbone.model.hrnet import build_for, save_model
+from fedbone.model.metrics import DETECTED_MM, worst_first
+from fedbone.model.pace import forecast
 from fedbone.progress import Bar
 from fedbone.vectors import load_vector, sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COARSEST_PX = 32  # one pixel of HRNet's coarsest branch, in pixels of the film
 
 
@@ -55,9 +57,14 @@ def results(
         "federated_minus_local": {h.name: _gain(arms, h) for h in hospitals},
         "vector_sha256": sha256(federated.vector) if federated else None,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if profile.device == "cuda" else "cpu",
+        "device": gpu_name(profile) or "cpu",
         "seconds": round(seconds, 1),
     }
+
+
+def gpu_name(profile: Profile) -> str:
+    """The GPU that ``profile`` trains on; empty for the CPU."""
+    return torch.cuda.get_device_name() if profile.device == "cuda" else ""
 
 
 def _own(metrics: dict | None, hospital: str) -> dict | None:
@@ -65,7 +72,8 @@ def _own(metrics: dict | None, hospital: str) -> dict | None:
     if metrics is None:
         return None
     own = metrics["per_hospital"][hospital]
-    return {**own, "pck_0_05_unlabelled": None, "per_hospital": {hospital: own}}
+    readings = {hospital: metrics["readings"][hospital]}
+    return {**own, "pck_0_05_unlabelled": None, "readings": readings, "per_hospital": {hospital: own}}
 
 
 def _gain(arms: dict[str, ArmResult], hospital: HospitalData) -> dict | None:
@@ -116,10 +124,10 @@ def federate(
     started = time.monotonic()
     done = run_arms(arms or {"federated": profile}, hospitals, seed, out / "tensorboard", progress)
     summary = results(done, hospitals, profile, seed, data, time.monotonic() - started)
-    model = build(profile.preset, len(hospitals[0].joints))
+    model = build_for(profile, len(hospitals[0].joints))
     load_vector(model, done["federated"].vector)
-    meta = {"joints": summary["joints"], "size_px": summary["size_px"], "rounds": profile.rounds, "seed": seed}
-    save_model(out / "model.safetensors", model, **meta)
+    meta = {name: summary[name] for name in ("joints", "size_px", "rounds", "seed")}
+    save_model(out / "model.safetensors", model, sigma_px=profile.sigma_px, **meta)
     write_atomic(out / "history.csv", history_csv(done["federated"]))
     write_json(out / "results.json", summary)
     return summary, done
@@ -130,17 +138,26 @@ def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | N
     return profile if rounds or not is_full_run() else rounds_for(sum(len(h.train) for h in hospitals), profile)
 
 
-def main(args: argparse.Namespace) -> int:
-    """The ``federate`` command: 0 when the results were written. Films that were left out are named on stderr."""
-    profile = get_profile(args.profile, **({"rounds": args.rounds} if args.rounds else {}))
+def chosen_profile(args: argparse.Namespace) -> Profile:
+    """The profile with what the command line changes. Raises UserError for a size the network cannot halve."""
+    names = ("preset", "rounds", "micro_batch", "checkpointing")
+    profile = get_profile(args.profile, **{name: getattr(args, name) for name in names if getattr(args, name)})
     if args.size and args.size % COARSEST_PX:
         remedy = f"Give a multiple of {COARSEST_PX}, for example 128, 256 or 512"
         raise UserError("--size", f"{args.size} pixels do not divide into the network's coarsest grid", remedy)
+    return profile
+
+
+def main(args: argparse.Namespace) -> int:
+    """The ``federate`` command: 0 when the results were written. Films that were left out are named on stderr."""
+    profile = chosen_profile(args)
     hospitals, problems, profile = load(args, profile)
-    print(f"{describe(hospitals)}; rounds: {profile.rounds}", file=sys.stderr)
     arms = standard_arms(hospitals, profile) if args.compare else None
+    shown = presentations(hospitals, profile) * (3 if args.compare else 1)  # federated, pooled, and all local ones
+    time_needed = forecast(profile, shown, gpu_name(profile), None if args.compare else 1)
+    print(f"{describe(hospitals)}; rounds: {profile.rounds}; training takes {time_needed}", file=sys.stderr)
     data = "own" if args.data else "generated"
-    with Bar("training", "round") as bar:
+    with Bar("training", "film") as bar:
         summary, _ = federate(hospitals, profile, args.out, seed=args.seed, data=data, arms=arms, progress=bar)
     print(report(summary, len(problems), args.out))
     return 0
@@ -176,15 +193,38 @@ def interval_text(gain: dict) -> str:
     return "95 % {:+.2f} to {:+.2f}".format(*gain["interval_95"])
 
 
+def score_lines(name: str, arm: dict) -> list[str]:
+    """An arm's scores in words: over all films, the hospital and the joint that fare worst, and clinical readings."""
+    hospital, there = next(iter(worst_first(arm["per_hospital"]).items()))
+    joint, its = next(iter(arm["per_joint"].items()))
+    return [
+        f"{name}: PCK@0.05 {arm['pck_0_05']:.3f}, mean radial error {arm['mre_px']:.2f} px{_millimetres(arm)}",
+        f"  worst hospital {hospital}: PCK@0.05 {there['pck_0_05']:.3f}, {there['mre_px']:.2f} px; "
+        f"worst joint {joint}: {its['pck_0_05']:.3f}, {its['mre_px']:.2f} px",
+        *(f"  {line}" for place, entries in arm["readings"].items() for line in _reading_lines(place, entries)),
+    ]
+
+
+def _millimetres(arm: dict) -> str:
+    if arm["mre_mm"] is None:
+        return ""
+    kinds = ", ".join(f"{kind} {mean:.2f}" for kind, mean in arm["mre_mm_by_kind"].items())
+    limits, found = zip(*((str(mm), f"{arm[f'sdr_{mm}_mm']:.2f}") for mm in DETECTED_MM), strict=True)
+    return f", {arm['mre_mm']:.2f} mm ({kinds}); share within {' / '.join(limits)} mm: {' / '.join(found)}"
+
+
+def _reading_lines(hospital: str, readings: dict[str, dict | None]) -> list[str]:
+    return [
+        f"{hospital}, {name}: bias {entry['bias']:+.2f}, 95 % limits of agreement "
+        f"{entry['limits'][0]:+.2f} to {entry['limits'][1]:+.2f} {entry['unit']}, {entry['n_patients']} patients"
+        for name, entry in readings.items()
+        if entry and entry["limits"]
+    ]
+
+
 def report(summary: dict, left_out: int, out: Path) -> str:
     """The end of a run in words: error of each arm, films left out, where the files are."""
-    lines = []
-    for name in ("federated", "pooled"):
-        if arm := summary[name]:
-            millimetres = "" if arm["mre_mm"] is None else f", {arm['mre_mm']:.2f} mm"
-            lines.append(
-                f"{name}: PCK@0.05 {arm['pck_0_05']:.3f}, mean radial error {arm['mre_px']:.2f} px{millimetres}"
-            )
+    lines = [line for name in ("federated", "pooled") if summary[name] for line in score_lines(name, summary[name])]
     for name, gain in summary["federated_minus_local"].items():
         if gain:
             lines.append(f"{name}: federated minus local-only {gain['mre_px']:+.2f} px ({interval_text(gain)})")

@@ -6,11 +6,12 @@ import numpy as np
 
 from fedbone.config import Profile
 from fedbone.imaging.dataset import FilmSet, HospitalData
+from fedbone.model.clinical import agreements
 from fedbone.model.hrnet import HRNet
 from fedbone.model.metrics import bootstrap, join, macro, over_cells, pck, radial_errors, summarise
 from fedbone.model.training import predict
 
-Predictions = dict[str, np.ndarray]  # hospital -> (N, K, 2) array pixels
+Predictions = dict[str, np.ndarray]  # hospital -> (N, K, 3): x, y in array pixels, confidence
 
 
 def predict_all(model: HRNet, hospitals: list[HospitalData], profile: Profile) -> Predictions:
@@ -22,13 +23,15 @@ def evaluate(predictions: Predictions, hospitals: list[HospitalData]) -> dict:
     """Metrics over all test films of ``hospitals``, each with the labels its hospital gives, and the same per hospital.
 
     ``pck_0_05_unlabelled``: joints that are visible on a film but that its hospital does not label (null where the
-    truth is not known, as on real films, or where there is no such joint).
+    truth is not known, as on real films, or where there is no such joint). ``readings``: per hospital, how clinical
+    readings of the predictions agree with those of its labels.
     """
     joints = hospitals[0].joints
     parts = [radial_errors(predictions[h.name], h.test) for h in hospitals]
     return {
         **summarise(join(parts), joints),
         "pck_0_05_unlabelled": _unlabelled(predictions, hospitals),
+        "readings": {h.name: agreements(predictions[h.name], h.test, joints) for h in hospitals},
         "per_hospital": {h.name: summarise(part, joints) for h, part in zip(hospitals, parts, strict=True)},
     }
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from fedbone.config import Profile
 from fedbone.imaging.dataset import HospitalData
-from fedbone.model.hrnet import build
+from fedbone.model.hrnet import build_for
+from fedbone.model.memory_format import in_fastest_format
 from fedbone.model.training import Trainer, train_round
 from fedbone.vectors import load_vector, to_vector
 
@@ -43,7 +44,7 @@ class Hospital:
 
     def __init__(self, data: HospitalData, profile: Profile) -> None:
         self.data, self.profile = data, profile
-        self._model = build(profile.preset, len(data.joints))
+        self._model = build_for(profile, len(data.joints))
 
     @property
     def name(self) -> str:
@@ -56,7 +57,9 @@ class Hospital:
         vector does not fit the model, and its subclass UserError when training diverged.
         """
         load_vector(self._model, global_vector)
+        films = self.data.train
+        model = in_fastest_format(self._model, self.profile, films.images.shape[-1], len(self.data.joints))
         words = [task.seed, zlib.crc32(self.name.encode()), task.round]
-        losses = train_round(Trainer(self._model, self.profile), self.data.train, task.round, words, self.name)
+        losses = train_round(Trainer(model, self.profile), films, task.round, words, self.name)
         delta = to_vector(self._model) - global_vector
-        return Update(delta, self.data.labelled, {"losses": losses, "films": len(self.data.train)})
+        return Update(delta, self.data.labelled, {"losses": losses, "films": len(films)})

@@ -11,7 +11,7 @@ from fedbone.config import Profile
 from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.federation.strategies import ServerMomentum, equal_weights, joint_factor, weighted_mean
-from fedbone.model.hrnet import build
+from fedbone.model.hrnet import build_for
 from fedbone.privacy.dp import GaussianNoise
 from fedbone.vectors import layout_of, sha256, to_vector
 
@@ -30,8 +30,14 @@ OnRound = Callable[[RoundRecord, np.ndarray], None]
 
 
 def initial_vector(profile: Profile, joints: int, seed: int) -> np.ndarray:
-    """The model that the server sends out first."""
-    return to_vector(build(profile.preset, joints, seed))
+    """The model that the server sends out first.
+
+    Raises UserError for a profile with BatchNorm, whose running statistics a vector does not carry.
+    """
+    if profile.norm != "group":
+        remedy = "Use norm='group', or train one model on films in one place: python -m fedbone train"
+        raise UserError(f"profile {profile.name}", f"norm={profile.norm!r} cannot be federated", remedy)
+    return to_vector(build_for(profile, joints, seed))
 
 
 def require_sound(hospital: str, delta: np.ndarray, size: int) -> None:
@@ -59,8 +65,8 @@ def run_rounds(
     """
     hospitals = sorted(hospitals, key=lambda h: h.name)
     joints = len(hospitals[0].data.joints)
-    layout = layout_of(build(profile.preset, joints))
     vector, weights = initial_vector(profile, joints, seed), equal_weights(len(hospitals))
+    layout = layout_of(build_for(profile, joints))
     server, history = ServerMomentum(profile.server_momentum), []
     for index in range(profile.rounds):
         updates = [h.local_update(vector, RoundTask(index, seed)) for h in hospitals]

@@ -20,7 +20,8 @@ class FilmSet:
 
     images (N, S, S) uint8; keypoints (N, K, 3) float32, the hospital's own labels; spacing_mm (N, 2) float32, x and y
     millimetres per array pixel, NaN where unknown; patients: one pseudonym per film; truth: (N, K, 3) float32 with
-    every visible joint, also those the hospital does not label (simulated films only, else None).
+    every visible joint, also those the hospital does not label (simulated films only, else None); spacing_kind: what a
+    film's millimetres refer to, one of ``fedbone.imaging.frame.SPACING_KINDS`` per film (left out: unknown).
     """
 
     images: np.ndarray
@@ -28,6 +29,11 @@ class FilmSet:
     spacing_mm: np.ndarray
     patients: tuple[str, ...]
     truth: np.ndarray | None = None
+    spacing_kind: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.spacing_kind:
+            object.__setattr__(self, "spacing_kind", ("unknown",) * len(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -35,8 +41,8 @@ class FilmSet:
     def take(self, index: np.ndarray) -> FilmSet:
         """The films at ``index`` (any numpy index over films)."""
         truth = None if self.truth is None else self.truth[index]
-        patients = tuple(np.asarray(self.patients, dtype=object)[index])
-        return FilmSet(self.images[index], self.keypoints[index], self.spacing_mm[index], patients, truth)
+        patients, kinds = (tuple(np.asarray(t, dtype=object)[index]) for t in (self.patients, self.spacing_kind))
+        return FilmSet(self.images[index], self.keypoints[index], self.spacing_mm[index], patients, truth, kinds)
 
 
 @dataclass(frozen=True)
@@ -63,4 +69,5 @@ def pool(sets: list[FilmSet]) -> FilmSet:
         np.concatenate([s.spacing_mm for s in sets]),
         tuple(p for s in sets for p in s.patients),
         None if any(t is None for t in truths) else np.concatenate(truths),
+        tuple(kind for s in sets for kind in s.spacing_kind),
     )

@@ -234,4 +234,5 @@ def _film_set(films: list[_Labelled], names: list[str]) -> FilmSet:
         keypoints=np.stack([item.keypoints for item in films]),
         spacing_mm=np.stack([item.film.frame.array_spacing_mm() for item in films]).astype(np.float32),
         patients=tuple(names),
+        spacing_kind=tuple(item.film.frame.spacing.kind for item in films),
     )

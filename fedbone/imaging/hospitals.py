@@ -9,7 +9,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,8 @@ def training_hospitals(
                 before = number * (n_train + n_test) + done
                 sets.append(_film_set(name, seed, range(first, first + count), size_px, before, total, progress))
             _write_cache(path, sets)
-        hospitals.append(HospitalData(name, COCO_JOINTS, *sets))
+        known = (replace(films, spacing_kind=(SITES[name].kind,) * len(films)) for films in sets)
+        hospitals.append(HospitalData(name, COCO_JOINTS, *known))
         if progress:
             progress((number + 1) * (n_train + n_test), total, f"{name} ready")
     return hospitals

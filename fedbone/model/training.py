@@ -7,21 +7,23 @@ keypoints by the same matrix; a joint that leaves the array loses its label.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedbone.config import Profile
 from fedbone.errors import UserError
 from fedbone.imaging.dataset import FilmSet
-from fedbone.model.decoding import heatmap_to_array, soft_argmax
-from fedbone.model.hrnet import HRNet
+from fedbone.model.decoding import confidence, heatmap_to_array, soft_argmax
 from fedbone.model.losses import keypoint_loss
+from fedbone.model.out_of_memory import out_of_memory
 
 LOSS_SCALE = 1024.0
+Loss = Callable[[Tensor, Tensor, int, float, float], Tensor]
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -76,40 +78,57 @@ def reproducible(device: str) -> Iterator[None]:
 
 
 class Trainer:
-    """A model with its optimiser. State beyond one round (Adam's moments) is kept as long as the object lives."""
+    """A model with its optimiser and its loss. Adam's moments are kept as long as the object lives.
 
-    def __init__(self, model: HRNet, profile: Profile) -> None:
-        self.profile = profile
+    loss: called as ``keypoint_loss`` is; a mean over the labelled joints of the films it gets.
+    """
+
+    def __init__(self, model: nn.Module, profile: Profile, loss: Loss = keypoint_loss) -> None:
+        self.profile, self.loss = profile, loss
         self.model = model.to(profile.device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=profile.learning_rate)
         # PyTorch starts at 65536 and halves on overflow, which skips steps: a short local epoch could lose all of them
         self.scaler = torch.amp.GradScaler(profile.device, LOSS_SCALE, enabled=profile.precision == "fp16")
 
-    def epoch(self, films: FilmSet, learning_rate: float, wing_weight: float, rng: np.random.Generator) -> float:
-        """One pass over ``films`` in random order; returns the mean loss. Batches are near-equal: no film is lost."""
+    def step(self, images: Tensor, keypoints: Tensor, learning_rate: float, wing_weight: float) -> float:
+        """One optimiser step on films (B, 1, S, S) and keypoints (B, K, 3); returns the mean loss.
+
+        A batch whose scaled gradients overflow fp16 is repeated at half the scale, not lost.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.model.train()
-        batches = np.array_split(rng.permutation(len(films)), -(-len(films) // self.profile.batch))
-        with reproducible(self.profile.device):
-            losses = [self._step(*augment(films, index, rng, self.profile), wing_weight) for index in batches]
-        return float(np.average(losses, weights=[len(index) for index in batches]))
-
-    def _step(self, images: Tensor, keypoints: Tensor, wing_weight: float) -> float:
-        """One optimiser step; a batch whose scaled gradients overflow fp16 is repeated at half the scale, not lost."""
-        profile = self.profile
-        images, keypoints = images.to(profile.device), keypoints.to(profile.device)
         while True:
-            with autocast(profile):
-                logits = self.model(images)
-            loss = keypoint_loss(logits, keypoints, images.shape[-1], profile.sigma_px, wing_weight)
-            self.optimiser.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+            loss = self.gradient(images, keypoints, wing_weight)
             self.scaler.step(self.optimiser)
             scale = self.scaler.get_scale()
             self.scaler.update()
             if self.scaler.get_scale() >= scale or scale < 1:  # below 1 the weights, not the scale, are at fault
-                return float(loss.detach())
+                return loss
+
+    def gradient(self, images: Tensor, keypoints: Tensor, wing_weight: float) -> float:
+        """Leave the (scaled) gradient of the batch's mean loss in the parameters; returns that loss.
+
+        With ``profile.micro_batch`` the batch goes through the network in passes. The mean is over labelled joints, so
+        a pass weighs as much as it has of them. GroupNorm looks at each film alone, BatchNorm at the films of a pass.
+        """
+        profile, losses = self.profile, []
+        labels = _labels(keypoints)
+        films = profile.micro_batch or len(images)
+        self.optimiser.zero_grad(set_to_none=True)
+        for some, points in zip(images.split(films), keypoints.split(films), strict=True):
+            share = _labels(points) / max(labels, 1)
+            some, points = some.to(profile.device), points.to(profile.device)
+            with autocast(profile):
+                logits = self.model(some)
+            loss = self.loss(logits, points, some.shape[-1], profile.sigma_px, wing_weight) * share
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        return float(sum(losses))
+
+
+def _labels(keypoints: Tensor) -> int:
+    return int((keypoints[..., 2] > 0).sum())
 
 
 def autocast(profile: Profile) -> contextlib.AbstractContextManager:
@@ -119,34 +138,82 @@ def autocast(profile: Profile) -> contextlib.AbstractContextManager:
     return torch.autocast(profile.device, dtype=HALF[profile.precision])
 
 
+@dataclass
+class Position:
+    """Where the training of a round stands: with the trainer's state, all that the next step depends on.
+
+    losses: mean loss of each finished epoch; order (N,): the films as this epoch shows them, None before it starts;
+    step_losses: one per optimiser step of this epoch.
+    """
+
+    round: int
+    rng: np.random.Generator
+    losses: list[float] = field(default_factory=list)
+    order: np.ndarray | None = None
+    step_losses: list[float] = field(default_factory=list)
+
+
+def steps(trainer: Trainer, films: FilmSet, at: Position, who: str) -> Iterator[float]:
+    """Train the rest of a round: yields the loss after each optimiser step, and ``at`` moves along.
+
+    Round 0 is cross-entropy alone, later rounds add Wing. An epoch shows every film once; its batches are near-equal.
+    Raises UserError when the GPU's memory does not suffice, or, naming ``who`` trains, when training diverged.
+    """
+    profile = trainer.profile
+    rate = profile.learning_rate * profile.round_decay**at.round
+    wing_weight = profile.wing_weight if at.round > 0 else 0.0
+    while len(at.losses) < profile.local_epochs:
+        if at.order is None:
+            at.order = at.rng.permutation(len(films))
+        batches = np.array_split(at.order, steps_an_epoch(len(films), profile))
+        for index in batches[len(at.step_losses) :]:
+            batch = augment(films, index, at.rng, profile)
+            at.step_losses.append(_step_or_explain(trainer, batch, rate, wing_weight))
+            yield at.step_losses[-1]
+        at.losses.append(float(np.average(at.step_losses, weights=[len(index) for index in batches])))
+        at.order, at.step_losses = None, []
+    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters()):
+        problem = f"training diverged in round {at.round}: the model holds NaN or infinity"
+        raise UserError(who, problem, "Lower the learning rate of the profile, and look at the films")
+
+
+def steps_an_epoch(films: int, profile: Profile) -> int:
+    """Optimiser steps that show each of ``films`` films once."""
+    return -(-films // profile.batch)
+
+
+def _step_or_explain(trainer: Trainer, batch: tuple[Tensor, Tensor], rate: float, wing_weight: float) -> float:
+    try:
+        return trainer.step(*batch, rate, wing_weight)
+    except torch.OutOfMemoryError:
+        pass  # explained outside of this block: the error's frames keep the activations in memory until it is left
+    raise out_of_memory(trainer.profile, batch[0].shape[-1])
+
+
 def train_round(
     trainer: Trainer, films: FilmSet, round_index: int, seed_words: list[int], who: str = "training"
 ) -> list[float]:
-    """The local epochs of one round; returns their losses. Round 0 is cross-entropy alone, later rounds add Wing.
+    """The local epochs of one round; returns their losses.
 
-    ``seed_words`` (for example [seed, hospital, round]) fix order and augmentation. Raises UserError, naming ``who``
-    trains, when a parameter is no longer finite.
+    ``seed_words`` (for example [seed, hospital, round]) fix order and augmentation. Raises UserError as ``steps`` does.
     """
-    profile = trainer.profile
-    rate = profile.learning_rate * profile.round_decay**round_index
-    wing_weight = profile.wing_weight if round_index > 0 else 0.0
-    rng = np.random.default_rng(seed_words)
-    losses = [trainer.epoch(films, rate, wing_weight, rng) for _ in range(profile.local_epochs)]
-    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters()):
-        problem = f"training diverged in round {round_index}: the model holds NaN or infinity"
-        raise UserError(who, problem, "Lower the learning rate of the profile, and look at the films")
-    return losses
+    at = Position(round_index, np.random.default_rng(seed_words))
+    with reproducible(trainer.profile.device):
+        for _ in steps(trainer, films, at, who):
+            pass
+    return at.losses
 
 
-def predict(model: HRNet, images: np.ndarray, profile: Profile) -> np.ndarray:
-    """Keypoints (N, K, 2) float32 in array pixels for films (N, S, S) uint8."""
+def predict(model: nn.Module, images: np.ndarray, profile: Profile) -> np.ndarray:
+    """(N, K, 3) float32 for films (N, S, S) uint8: x and y in array pixels, and the confidence in [0, 1]."""
     model = model.to(profile.device).eval()
-    found = []
+    found, films = [], profile.micro_batch or profile.batch
     with torch.inference_mode(), reproducible(profile.device):
-        for start in range(0, len(images), profile.batch):
-            batch = as_batch(images[start : start + profile.batch, None].astype(np.float32) / 255)
+        for start in range(0, len(images), films):
+            batch = as_batch(images[start : start + films, None].astype(np.float32) / 255)
             with autocast(profile):
                 logits = model(batch.to(profile.device))
             stride = images.shape[-1] / logits.shape[-1]
-            found.append(heatmap_to_array(soft_argmax(logits), stride).cpu().numpy())
+            xy = heatmap_to_array(soft_argmax(logits), stride)
+            found.append(torch.cat([xy, confidence(logits)[..., None]], dim=-1).cpu().numpy())
     return np.concatenate(found)

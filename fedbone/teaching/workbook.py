@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
@@ -29,10 +29,14 @@ from fedbone import config
 from fedbone.environment import KERNEL, KERNEL_TITLE
 from fedbone.errors import UserError
 from fedbone.files import write_atomic
+from fedbone.progress import NOTE
 from fedbone.teaching import book
+from fedbone.teaching.following import Follower, expected, variables
 
 NOTEBOOKS = config.REPOSITORY / "notebooks"
 CELL_SECONDS = 1800
+GPU_CELL_SECONDS = 4 * 3600  # W32 at 512 px: all arms of notebook 05 in one cell, estimated at an hour on a T4
+LOOK_EVERY_S = 2.0  # at a running notebook's progress
 RESULT_KEYS = (
     "schema_version profile data seed rounds presentations joints n_train n_test pooled federated local "
     "vector_sha256 torch device seconds"
@@ -77,10 +81,10 @@ def kernel_environment() -> dict[str, str]:
     }
 
 
-def execute(path: Path, extra: dict[str, str] | None = None) -> NotebookNode:
+def execute(path: Path, extra: dict[str, str] | None = None, look: Callable[[], object] | None = None) -> NotebookNode:
     """The notebook at ``path``, executed in its own folder from a clean state; the file itself is not touched.
 
-    extra: environment variables for the kernel on top of kernel_environment().
+    extra: environment variables for the kernel on top of kernel_environment(). ``look`` is called while it runs.
     Raises CellFailure for an exception, a cell over CELL_SECONDS, or a kernel that dies.
     """
     environment = {**kernel_environment(), **(extra or {})}
@@ -95,7 +99,7 @@ def execute(path: Path, extra: dict[str, str] | None = None) -> NotebookNode:
     client = NotebookClient(
         notebook,
         km=kernel,
-        timeout=CELL_SECONDS,
+        timeout=CELL_SECONDS if environment.get("FEDBONE_PROFILE", "cpu") == "cpu" else GPU_CELL_SECONDS,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
@@ -105,6 +109,8 @@ def execute(path: Path, extra: dict[str, str] | None = None) -> NotebookNode:
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(client.execute, cleanup_kc=True, env=environment)
         try:
+            while look and not wait([job], timeout=LOOK_EVERY_S).done:
+                look()
             job.result()
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             cell = notebook.cells[at[0]]
@@ -115,23 +121,28 @@ def execute(path: Path, extra: dict[str, str] | None = None) -> NotebookNode:
     return notebook
 
 
-def build(notebooks: Path = NOTEBOOKS, results: Path | None = None) -> int:
-    """Execute all notebooks in order and write the book; the exit code: 1 when a cell or the results are wrong."""
-    build_dir, paths, started = config.build_dir(), chapters(notebooks), time.time()
+def build(notebooks: Path = NOTEBOOKS, results: Path | None = None, profile: str | None = None) -> int:
+    """Execute all notebooks in order and write the book; the exit code: 1 when a cell or the results are wrong.
+
+    Raises UserError for a ``profile`` (default: FEDBONE_PROFILE) that this machine cannot run.
+    """
+    chosen, build_dir, paths = config.get_profile(profile), config.build_dir(), chapters(notebooks)
+    started, note = time.time(), build_dir / "progress.json"
     out, results = build_dir / "workbook", results or build_dir / "results.json"
     pages = []
+    _say(expected(chosen))
     for number, path in enumerate(paths, 1):
-        begin = time.perf_counter()
+        begin, follower = time.perf_counter(), Follower(note, chosen, _say)
         _say(f"[{number}/{len(paths)}] {path.name} ...", end=" ")
         try:
-            notebook = normalise(execute(path))
+            notebook = normalise(execute(path, {NOTE: str(note), **variables(profile)}, follower))
         except CellFailure as failure:
             _say(f"FAILED after {time.perf_counter() - begin:.0f} s\n\n{failure}")
             return 1
         seconds = time.perf_counter() - begin
         write_atomic(out / path.name, _text(notebook))
         pages.append(book.write_chapter(out, path.stem, notebook, seconds))
-        _say(f"ok, {seconds:.0f} s")
+        _say(f"{follower.indent}ok, {seconds:.0f} s")
     problem = results_problem(results, started)
     if problem:
         _say(problem)
@@ -198,10 +209,10 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def lab() -> int:
+def lab(profile: str | None = None) -> int:
     """JupyterLab on the first notebook, until it is closed; the exit code."""
     first = chapters()[0]
-    environment = {**os.environ, "PATH": kernel_environment()["PATH"]}
+    environment = {**os.environ, "PATH": kernel_environment()["PATH"], **variables(profile)}
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={config.REPOSITORY}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # a container: Jupyter refuses root otherwise

@@ -9,20 +9,15 @@ the version of the film generator in the last column.
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 from fedbone.config import Profile, get_profile
 from fedbone.federation.arms import run_arms
 from fedbone.federation.evaluation import evaluate, worst_joint
-from fedbone.files import write_atomic
 from fedbone.imaging.hospitals import GENERATOR_VERSION, training_hospitals
 from fedbone.vectors import sha256
+from notebooks.tables.table import save, seeds
 
-TABLE = Path(__file__).with_name("strategies.csv")
 COLUMNS = ["arm", "seed", "pck_0_05", "worst_joint", "worst_joint_pck_0_05", "mre_px", "mre_mm", "vector_sha256"]
 COLUMNS += ["generator"]
 
@@ -72,8 +67,4 @@ def measure(seeds: list[int]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(measure([int(word) for word in sys.argv[1:]] or [0, 1, 2]))
-    write_atomic(TABLE, text.getvalue().encode())
+    save("strategies.csv", COLUMNS, measure(seeds()))
