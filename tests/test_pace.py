@@ -71,7 +71,14 @@ def test_twice_the_cores_halve_the_time():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(1, "about 1 minute"), (61, "about 2 minutes"), (7140, "about 119 minutes"), (9000, "about 2.5 hours")],
+    [
+        (0, "less than a minute"),
+        (59, "less than a minute"),
+        (60, "about 1 minute"),
+        (61, "about 2 minutes"),
+        (7140, "about 119 minutes"),
+        (9000, "about 2.5 hours"),
+    ],
 )
 def test_durations(seconds, text):
     assert pace.duration(seconds) == text

@@ -74,6 +74,8 @@ def forecast(profile: Profile, presentations: int, gpu: str = "", cores: int | N
 
 def duration(seconds: float) -> str:
     """A time for people: whole minutes, rounded up, or hours from two on."""
+    if seconds < 60:
+        return "less than a minute"
     minutes = math.ceil(seconds / 60)
     if minutes >= 120:
         return f"about {seconds / 3600:.1f} hours"
