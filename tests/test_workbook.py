@@ -92,8 +92,8 @@ def test_the_reader_sees_an_estimate_and_then_the_time_left(folder, capsys, monk
     write(folder, "05_last.ipynb", writes_results(folder))
     assert workbook.build(folder) == 0
     err = capsys.readouterr().err
-    expected = r"training, cpu profile: (about \d+ minutes?|less than a minute) \(estimate for the cores of this machine\)\n"
-    assert re.match(expected, err)
+    length = r"(about \d+ minutes?|less than a minute)"
+    assert re.match(rf"training, cpu profile: {length} \(estimate for the cores of this machine\)\n", err)
     left = r"\n    training: [234] of 100 rounds, about [234] minutes left\n    ok, \d+ s\n"
     assert re.search(r"\[1/2\] 00_first\.ipynb \.\.\. " + left, err), err
     assert re.search(r"\[2/2\] 05_last\.ipynb \.\.\. ok", err)  # nothing of the first notebook's
