@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from pydicom.pixels import apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
@@ -259,6 +259,7 @@ def test_distances_between_joints_by_the_kind_of_spacing(
     magnification: float, pitch: tuple[float, float], move_mm: tuple[float, float]
 ) -> None:
     """Two joints of known distance in their plane, magnified onto the detector: what each header measures."""
+    assume(pitch != (1.0, 1.0))  # a reader takes it for a placeholder
     on_film = np.array(move_mm) * magnification / pitch  # pixels x, y
     for hospital, kind in KINDS.items():
         spacing = read_spacing(read(hospital, magnification=magnification, pitch_mm=np.array(pitch)))
