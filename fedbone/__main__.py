@@ -208,7 +208,10 @@ def _add_federate(sub: argparse.ArgumentParser) -> None:
 
 def _add_train(sub: argparse.ArgumentParser) -> None:
     _add_films_and_schedule(sub, "model.safetensors, results.json and the state to continue from")
-    sub.add_argument("--start", metavar="FROM", help="imagenet, or a checkpoint of fedbone; default: random weights")
+    text = "imagenet, imagenet=FILE with timm's weights, or a checkpoint of fedbone; default: random weights"
+    sub.add_argument("--start", metavar="FROM", help=text)
+    text = "GroupNorm, or BatchNorm, which alone can take all of ImageNet's weights but cannot be federated"
+    sub.add_argument("--norm", choices=("group", "batch"), help=f"{text}; default: the profile's")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,8 @@ from typing import BinaryIO
 def write_atomic(path: Path, write: bytes | Callable[[BinaryIO], None]) -> Path:
     """Write bytes, or call ``write`` with the open binary file; a kill at any moment leaves the old or the new file.
 
-    The parent folder is made. Returns ``path``. Raises OSError as the file system does; the temporary file is removed.
+    The parent folder is made. Returns ``path``. Raises OSError, naming ``path``, as the file system does; the temporary
+    file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,8 +26,10 @@ def write_atomic(path: Path, write: bytes | Callable[[BinaryIO], None]) -> Path:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a colleague's account
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk says only that it is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     return path
 

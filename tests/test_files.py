@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -48,4 +49,15 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
 def test_json_refuses_what_other_readers_cannot_read(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as error:
+        write_atomic(tmp_path / "a", full)
+    assert error.value.filename == str(tmp_path / "a")
+    assert error.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -303,3 +304,26 @@ def test_the_vector_is_that_of_the_model(undisturbed):
     again = build_for(PROFILE, 3)
     fit(again, FILMS, PROFILE)
     assert sha256(to_vector(model)) == sha256(to_vector(again))
+
+
+def test_a_loss_that_half_precision_cannot_hold_is_divergence():
+    """The scaler skips every step then, so that the parameters stay finite, and untrained."""
+    profile = replace(PROFILE, precision="fp16")
+    model = build_for(profile, 3)
+    torch.nn.init.constant_(model.final_layer.bias, 7e4)
+    with pytest.raises(UserError, match="its loss is not finite"):
+        fit(model, FILMS, profile)
+
+
+def test_what_a_kill_in_the_middle_of_a_save_left_is_removed(tmp_path):
+    (tmp_path / ".state.x1y2").write_bytes(b"half a state")
+    (tmp_path / ".other.x1y2").write_bytes(b"not ours")
+    train(path=tmp_path / "state")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.x1y2", "state"]
+
+
+def test_who_ran_out_of_memory_goes_on_with_smaller_passes(tmp_path):
+    with pytest.raises(Interrupted):
+        train(path=tmp_path / "state", stop_after=3)
+    _, done, _ = train(replace(PROFILE, micro_batch=1, checkpointing=True), tmp_path / "state")
+    assert done.new_steps == STEPS - 3

@@ -1,6 +1,6 @@
 """What only a CUDA GPU can show. Without one every test here is skipped, and says so.
 
-These tests need no more than torch, numpy, OpenCV and pytest: ``python -m pytest tests/test_gpu.py``.
+These tests need no more than torch, numpy, OpenCV, safetensors and pytest: ``python -m pytest tests/test_gpu.py``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -75,11 +76,16 @@ def test_a_training_that_was_checkpointed_already_needs_smaller_films(room):
 @pytest.mark.parametrize("memory_gb", [15.0, 6.0, 2.0, 1.0])
 def test_the_planner_agrees_with_what_is_named(memory_gb):
     """With the real planner: the words are taken apart again and asked of it."""
-    import re
-
     text = remedy(PROFILE, 512, memory_gb)
     films = int(found[1]) if (found := re.search(r"micro_batch=(\d+)", text)) else PROFILE.batch
     size_px = int(found[1]) if (found := re.search(r"films of (\d+) px", text)) else 512
     checkpointing = "checkpointing=True" in text
     assert films <= largest_batch("w32", size_px, "fp16", memory_gb, checkpointing=checkpointing)
     assert size_px % 32 == 0
+
+
+def test_on_a_cpu_the_memory_is_that_of_the_computer(room):
+    room(lambda size_px, checkpointing: 2)
+    error = str(out_of_memory(PROFILES["cpu"], 1024))
+    assert re.search(r"does not fit into the memory of this computer: \d+\.\d GB, of which \d+\.\d GB are free", error)
+    assert "--micro-batch 2" in error

@@ -47,7 +47,9 @@ def test_an_estimate_is_bound_by_arithmetic_or_by_starting_kernels(tmp_path):
 
 def test_a_measured_figure_replaces_the_estimate(tmp_path):
     kind = {"preset": "w18", "size_px": 256, "batch": 16, "micro_batch": None, "precision": "fp16"}
-    rows = [{**kind, "batch": 32, "films_per_s": 1.0}, {**kind, "films_per_s": None}, {**kind, "films_per_s": 123.0}]
+    kind["checkpointing"] = False
+    others = [{"batch": 32, "films_per_s": 1.0}, {"checkpointing": True, "films_per_s": 2.0}, {"films_per_s": None}]
+    rows = [{**kind, **other} for other in (*others, {"films_per_s": 123.0})]
     (tmp_path / "t4.json").write_text(json.dumps({"gpu": "Tesla T4", "rows": rows}))
     assert pace.films_per_s(T4, "Tesla T4", tmp_path) == (123.0, "measured on Tesla T4")
     assert "estimate" in pace.films_per_s(T4, "NVIDIA T4", tmp_path)[1]

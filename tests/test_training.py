@@ -254,3 +254,19 @@ def test_memory_that_runs_out_is_explained_and_given_back(monkeypatch):
         train_round(Trainer(Full(), tiny_profile()), dot_films(4), 0, [0])
     assert asked == [("cpu", 32, True)]
     assert error.value.__context__ is None
+
+
+def test_a_computer_without_memory_is_explained_and_other_errors_are_not(monkeypatch):
+    class Failing(torch.nn.Module):
+        def __init__(self, text):
+            super().__init__()
+            self.weight, self.text = torch.nn.Parameter(torch.ones(1)), text
+
+        def forward(self, films):
+            raise RuntimeError(self.text)
+
+    full = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+    with pytest.raises(UserError, match="does not fit into the memory of this computer"):
+        train_round(Trainer(Failing(full), tiny_profile()), dot_films(4), 0, [0])
+    with pytest.raises(RuntimeError, match="a defect"):
+        train_round(Trainer(Failing("a defect"), tiny_profile()), dot_films(4), 0, [0])

@@ -140,8 +140,9 @@ def own_profile(hospitals: list[HospitalData], profile: Profile, rounds: int | N
 
 def chosen_profile(args: argparse.Namespace) -> Profile:
     """The profile with what the command line changes. Raises UserError for a size the network cannot halve."""
-    names = ("preset", "rounds", "micro_batch", "checkpointing")
-    profile = get_profile(args.profile, **{name: getattr(args, name) for name in names if getattr(args, name)})
+    names = ("preset", "rounds", "micro_batch", "checkpointing", "norm")
+    asked = {name: getattr(args, name, None) for name in names}  # federate has no norm
+    profile = get_profile(args.profile, **{name: value for name, value in asked.items() if value})
     if args.size and args.size % COARSEST_PX:
         remedy = f"Give a multiple of {COARSEST_PX}, for example 128, 256 or 512"
         raise UserError("--size", f"{args.size} pixels do not divide into the network's coarsest grid", remedy)

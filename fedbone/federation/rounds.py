@@ -35,7 +35,7 @@ def initial_vector(profile: Profile, joints: int, seed: int) -> np.ndarray:
     Raises UserError for a profile with BatchNorm, whose running statistics a vector does not carry.
     """
     if profile.norm != "group":
-        remedy = "Use norm='group', or train one model on films in one place: python -m fedbone train"
+        remedy = "Use norm='group', or train on films in one place: python -m fedbone train --norm batch"
         raise UserError(f"profile {profile.name}", f"norm={profile.norm!r} cannot be federated", remedy)
     return to_vector(build_for(profile, joints, seed))
 

@@ -36,7 +36,7 @@ STATE, MODEL, RESULTS = "training.safetensors", "model.safetensors", "results.js
 def main(args: argparse.Namespace) -> int:
     """The ``train`` command: 0 when the results are written. Films that were left out are named on stderr."""
     profile = chosen_profile(args)
-    earlier = earlier_results(args.out)
+    require_own_folder(args.out)
     hospitals, problems, profile = load(args, profile)
     profile = replace(profile, size_px=hospitals[0].train.images.shape[-1])
     model, start = first_model(args.start, profile, hospitals[0].joints, args.seed)
@@ -44,46 +44,42 @@ def main(args: argparse.Namespace) -> int:
     films = pool([h.train for h in hospitals])
     with Bar("training", "step") as bar:
         done = fit(model, films, profile, args.seed, args.out / STATE, on_step=shown(bar))
-    if done.new_steps == 0 and earlier.get("vector_sha256") == sha256(to_vector(model)):
+    if done.new_steps == 0:
         print(f"{args.out}: this training is finished; nothing was trained. Give another --out to train again")
-        summary = earlier
-    else:
-        summary = results(model, done, hospitals, profile, args, start)
-        meta = {name: summary[name] for name in ("joints", "size_px", "rounds", "seed", "start")}
-        save_model(args.out / MODEL, model, sigma_px=profile.sigma_px, **meta)
-        write_json(args.out / RESULTS, summary)
+    summary = results(model, done, hospitals, profile, args, start)  # of the present test films, in any case
+    meta = {name: summary[name] for name in ("joints", "size_px", "rounds", "seed", "start")}
+    save_model(args.out / MODEL, model, sigma_px=profile.sigma_px, **meta)
+    write_json(args.out / RESULTS, summary)
     print(report(summary, len(problems), args.out))
     return 0
 
 
-def earlier_results(out: Path) -> dict:
-    """What an earlier training wrote into ``out``; empty when none did.
-
-    Raises UserError where the results are of something else, such as a federation: they would be overwritten.
-    """
+def require_own_folder(out: Path) -> None:
+    """Raises UserError where ``out`` has results of something else, such as a federation: they would be overwritten."""
     path = out / RESULTS
     if not path.exists():
-        return {}
+        return
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         earlier = None
     if not isinstance(earlier, dict) or earlier.get("command") != "train":
         raise UserError(path, "these are not the results of a training of one model", "Give another --out")
-    return earlier
 
 
 def first_model(start: str | None, profile: Profile, joints: tuple[str, ...], seed: int) -> tuple[HRNet, str]:
-    """The model that training starts with, and where its weights are from: nowhere, ``imagenet`` or a checkpoint.
+    """The model that training starts with, and where its weights are from: nowhere, ImageNet or a checkpoint.
 
-    The head of a checkpoint is taken over if it was trained on the same ``joints``. Raises UserError when the weights
-    cannot be had or are of another network.
+    start: None, ``imagenet``, ``imagenet=FILE`` with timm's weights on disk, or a checkpoint of fedbone, whose head is
+    taken over if it was trained on the same ``joints``. Raises UserError when the weights cannot be had, and when they
+    are of another network.
     """
     model = build_for(profile, len(joints), seed)
     if start is None:
         return model, "random weights"
-    if start == "imagenet":
-        return model, f"ImageNet, {warm_start(model)}"
+    kind, _, given = start.partition("=")
+    if kind == "imagenet":
+        return model, f"ImageNet, {warm_start(model, Path(given) if given else None)}"
     path = Path(start).expanduser()
     other, metadata = load_model(path)
     _require_same_network(path, model, other)

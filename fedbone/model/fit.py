@@ -26,6 +26,7 @@ from fedbone.model.training import Position, Trainer, reproducible, steps, steps
 from fedbone.vectors import load_checkpoint, save_checkpoint, state_arrays
 
 SAVE_EVERY_S = 30.0
+FREE = ("micro_batch", "checkpointing", "own_size_px", "server_momentum", "joint_rows")  # may change between two calls
 PATIENCE = 20  # times as long as a save took must pass before the next: W32 has 343 MB of state, and disks differ
 OnRound = Callable[[int, list[float]], None]
 OnStep = Callable[[int, int, float], None]
@@ -136,7 +137,11 @@ class _Run:
 
     def resume(self) -> None:
         """Stand where the state file says; without one, at the start."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return
+        for left_over in self.path.parent.glob(f".{self.path.name}.*"):  # of a kill in the middle of a save
+            left_over.unlink()
+        if not self.path.exists():
             return
         arrays, header = _read(self.path)
         if wrong := _difference(header["training"], self.belongs):
@@ -151,10 +156,13 @@ class _Run:
 
 
 def _belongs(model: nn.Module, films: FilmSet, profile: Profile, seed: int) -> dict:
-    """What two trainings must share for one to go on where the other stopped."""
+    """What two trainings must share for one to go on where the other stopped.
+
+    Not what only saves memory: who ran out of it in the middle goes on with smaller passes. Nor what a federation does.
+    """
     start = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in state_arrays(model).items()}
     return {
-        **asdict(profile),
+        **{name: value for name, value in asdict(profile).items() if name not in FREE},
         "seed": seed,
         "joints": films.keypoints.shape[1],
         "films": _digest({"images": films.images, "keypoints": films.keypoints}, len(films)),

@@ -8,6 +8,7 @@ that a grey film gives what the film on three equal channels would.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,9 +96,10 @@ def hub_file(name: str) -> Path:
     """The weights in the local Hugging Face cache, else downloaded into it. Raises UserError when neither works."""
     repository = f"timm/{name}"
     url = f"https://huggingface.co/{repository}/resolve/main/{FILE}"
-    remedy = f"Download {url} on a machine with a connection, and give the path of the file"
+    remedy = f"Download {url} on a machine with a connection, and give the file (train --start imagenet=FILE)"
     try:
         from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.utils import logging as hub_logging
     except ImportError as error:
         problem = "huggingface_hub, which keeps and downloads weights, is not installed"
         raise UserError(repository, problem, f"{remedy}, or: pip install huggingface_hub") from error
@@ -105,6 +107,8 @@ def hub_file(name: str) -> Path:
         return Path(hf_hub_download(repository, FILE, local_files_only=True))
     except OSError:  # not in the cache
         pass
+    print(f"fetching {url}", file=sys.stderr)  # without a connection the library tries for half a minute
+    hub_logging.set_verbosity_error()  # its retries would hide the one message that helps
     try:
         return Path(hf_hub_download(repository, FILE))
     except OSError as error:

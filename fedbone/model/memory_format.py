@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedbone.config import Profile
+from fedbone.model.pace import KIND
 from fedbone.model.training import Trainer, as_batch, reproducible
 
 FORMATS = (torch.channels_last, torch.contiguous_format)
@@ -27,7 +28,7 @@ def in_fastest_format(model: nn.Module, profile: Profile, size_px: int, joints: 
     """
     if profile.device == "cpu":
         return model.to(memory_format=torch.channels_last)
-    kind = (type(model), profile.preset, profile.norm, profile.precision, profile.batch, profile.micro_batch, size_px)
+    kind = type(model), size_px, profile.norm, *(getattr(profile, name) for name in KIND)
     if kind not in _found:
         _found[kind] = fastest_memory_format(model, profile, size_px, joints)
         torch.cuda.empty_cache()  # the copies are gone: their memory must not lie split among cached blocks

@@ -1,4 +1,4 @@
-"""What to say when a GPU's memory runs out: what was asked of it, what it has, and what would fit."""
+"""What to say when memory runs out: what was asked of it, what it has, and what would fit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ GRID_PX = 32  # HRNet's coarsest branch: sides are multiples of it
 
 
 def out_of_memory(profile: Profile, size_px: int) -> UserError:
-    """The error for a training step of films (size_px, size_px) that did not fit into the GPU; not raised here."""
-    device, total_gb, usable_gb = gpu_memory()
+    """The error for a training step of films (size_px, size_px) that did not fit into memory; not raised here."""
+    device, total_gb, usable_gb = gpu_memory() if profile.device == "cuda" else main_memory()
     films = profile.micro_batch or profile.batch
     passes = f"batch {profile.batch}" + (f" in passes of {films}" if films < profile.batch else "")
     problem = (
@@ -29,6 +29,14 @@ def gpu_memory() -> tuple[str, float, float]:
     allowed = total * torch.cuda.get_per_process_memory_fraction()
     usable = min(free + torch.cuda.memory_reserved(), allowed)
     return torch.cuda.get_device_name(), total / 1e9, usable / 1e9
+
+
+def main_memory() -> tuple[str, float, float]:
+    """The same of this computer; a limit set for this process is not known."""
+    import psutil  # a GPU machine need not have it
+
+    memory = psutil.virtual_memory()
+    return "this computer", memory.total / 1e9, memory.available / 1e9
 
 
 def remedy(profile: Profile, size_px: int, memory_gb: float) -> str:

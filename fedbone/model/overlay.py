@@ -51,9 +51,10 @@ def draw(film: np.ndarray, marks: Sequence[Mark], threshold: float) -> np.ndarra
     named = shorter >= NAMED_FROM_PX
     radius = max(1.5, 0.5 * text_px) if named else max(1.5, shorter / 40)
     taken = [_box(mark, radius) for mark in marks]
-    plate = _legend(picture, text_px, threshold, taken) if named else _notice(picture, taken)
     for mark in sorted(marks, key=lambda mark: mark.sure):
         _circle(picture, (mark.x, mark.y), radius, joint_colour(mark.name), mark.sure)
+    # after the joints: where they leave no corner free, the notice must be read all the same
+    plate = _legend(picture, text_px, threshold, taken) if named else _notice(picture, taken)
     if named:
         _names(picture, marks, radius, text_px * 0.85, [*taken, plate])
     return picture

@@ -14,6 +14,7 @@ from pathlib import Path
 from fedbone.config import REPOSITORY, Profile
 
 MEASURED = REPOSITORY / "notebooks" / "tables" / "gpu"  # what tests/benchmarks/gpu.py wrote on real machines
+KIND = ("preset", "size_px", "batch", "micro_batch", "checkpointing", "precision")  # what decides the time of a step
 MEASURED_STEPS = 20  # optimiser steps after which the measured pace replaces the estimate
 COUNTED_PX = 64  # arithmetic is counted at this side and grows with the area
 # the cpu profile on one core of a shared AMD EPYC server, augmentation and optimiser included: 168 films a second
@@ -51,8 +52,9 @@ def films_per_s(profile: Profile, gpu: str = "", folder: Path = MEASURED, cores:
     """
     flops = training_flops(profile.preset, profile.size_px)
     if profile.device == "cpu":
-        return (cores or os.cpu_count() or 1) * CPU_CORE_FLOPS / flops, "estimate for the cores of this machine"
-    kind = {key: getattr(profile, key) for key in ("preset", "size_px", "batch", "micro_batch", "precision")}
+        cores = cores or os.cpu_count() or 1
+        return cores * CPU_CORE_FLOPS / flops, f"estimate for {cores} core{'s' if cores > 1 else ''} like ours"
+    kind = {key: getattr(profile, key) for key in KIND}
     for result in measurements(folder):
         for row in result["rows"]:
             if result["gpu"] == gpu and row["films_per_s"] and kind.items() <= row.items():

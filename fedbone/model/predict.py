@@ -85,8 +85,10 @@ def load_network(path: Path) -> Network:
     model, metadata = load_model(path)
     joints, size_px, sigma_px = metadata.get("joints"), metadata.get("size_px"), metadata.get("sigma_px", SIGMA_PX)
     remedy = "Give model.safetensors of `python -m fedbone federate`"
-    if not isinstance(joints, list) or not isinstance(size_px, int) or size_px < 32 or size_px % 32:
-        raise UserError(path, "it does not say its joints and the size of its input (joints, size_px)", remedy)
+    complete = isinstance(joints, list) and isinstance(size_px, int) and size_px >= 32 and size_px % 32 == 0
+    if not complete or not isinstance(sigma_px, (int, float)) or not sigma_px > 0:
+        problem = "it does not say its joints, the size of its input and its targets (joints, size_px, sigma_px)"
+        raise UserError(path, problem, remedy)
     if len(joints) != model.config.joints or model.config.in_channels != 1:
         found = f"{len(joints)} names, {model.config.joints} heatmaps, {model.config.in_channels} input channels"
         raise UserError(path, f"it has {found}, expected a heatmap a name and 1 channel", remedy)

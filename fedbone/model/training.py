@@ -7,6 +7,7 @@ keypoints by the same matrix; a joint that leaves the array loses its label.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -157,7 +158,7 @@ def steps(trainer: Trainer, films: FilmSet, at: Position, who: str) -> Iterator[
     """Train the rest of a round: yields the loss after each optimiser step, and ``at`` moves along.
 
     Round 0 is cross-entropy alone, later rounds add Wing. An epoch shows every film once; its batches are near-equal.
-    Raises UserError when the GPU's memory does not suffice, or, naming ``who`` trains, when training diverged.
+    Raises UserError when memory does not suffice, or, naming ``who`` trains, when training diverged.
     """
     profile = trainer.profile
     rate = profile.learning_rate * profile.round_decay**at.round
@@ -168,13 +169,21 @@ def steps(trainer: Trainer, films: FilmSet, at: Position, who: str) -> Iterator[
         batches = np.array_split(at.order, steps_an_epoch(len(films), profile))
         for index in batches[len(at.step_losses) :]:
             batch = augment(films, index, at.rng, profile)
-            at.step_losses.append(_step_or_explain(trainer, batch, rate, wing_weight))
-            yield at.step_losses[-1]
+            loss = _step_or_explain(trainer, batch, rate, wing_weight)
+            if not math.isfinite(loss):  # in half precision the scaler would skip every further step in silence
+                raise diverged(who, at.round, "its loss is not finite")
+            at.step_losses.append(loss)
+            yield loss
         at.losses.append(float(np.average(at.step_losses, weights=[len(index) for index in batches])))
         at.order, at.step_losses = None, []
     if not all(bool(p.isfinite().all()) for p in trainer.model.parameters()):
-        problem = f"training diverged in round {at.round}: the model holds NaN or infinity"
-        raise UserError(who, problem, "Lower the learning rate of the profile, and look at the films")
+        raise diverged(who, at.round, "the model holds NaN or infinity")
+
+
+def diverged(who: str, round_index: int, how: str) -> UserError:
+    """The error for a training that no longer leads anywhere; not raised here."""
+    problem = f"training diverged in round {round_index}: {how}"
+    return UserError(who, problem, "Lower the learning rate of the profile, and look at the films")
 
 
 def steps_an_epoch(films: int, profile: Profile) -> int:
@@ -185,8 +194,10 @@ def steps_an_epoch(films: int, profile: Profile) -> int:
 def _step_or_explain(trainer: Trainer, batch: tuple[Tensor, Tensor], rate: float, wing_weight: float) -> float:
     try:
         return trainer.step(*batch, rate, wing_weight)
-    except torch.OutOfMemoryError:
-        pass  # explained outside of this block: the error's frames keep the activations in memory until it is left
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        # explained outside of this block: the error's frames keep the activations in memory until it is left
     raise out_of_memory(trainer.profile, batch[0].shape[-1])
 
 

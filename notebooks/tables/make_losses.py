@@ -51,6 +51,13 @@ def cross_entropy(logits: Tensor, keypoints: Tensor, size_px: int, sigma: float,
     return keypoint_loss(logits, keypoints, size_px, sigma, 0.0)
 
 
+def with_l1(logits: Tensor, keypoints: Tensor, size_px: int, sigma: float, wing_weight: float) -> Tensor:
+    """The module's loss with the plain distance in Wing's place, as steep as Wing is where it starts (w / epsilon)."""
+    steep = WING_WIDTH / WING_EPSILON
+    refined = over_labelled(distance(logits, keypoints, size_px).sum(-1), keypoints)
+    return cross_entropy(logits, keypoints, size_px, sigma, 0.0) + wing_weight * steep * refined
+
+
 def wing_alone(logits: Tensor, keypoints: Tensor, size_px: int, sigma: float, wing_weight: float) -> Tensor:
     """Wing on the decoded position, from the first step on."""
     return over_labelled(wing(distance(logits, keypoints, size_px)).sum(-1), keypoints)
@@ -73,6 +80,7 @@ def mean_squares(logits: Tensor, keypoints: Tensor, size_px: int, sigma: float, 
 
 LOSSES: dict[str, Loss] = {
     "cross-entropy, then + Wing": keypoint_loss,
+    "cross-entropy, then + L1": with_l1,
     "cross-entropy": cross_entropy,
     "Wing alone": wing_alone,
     "Wing of the tutorial": wing_tutorial,

@@ -3,7 +3,7 @@
 Ends with one line of JSON, which ``--out`` also writes; notebooks/tables/gpu/ keeps such files, and
 ``python -m notebooks.tables.make_readme_gpu`` puts them into README.md. Films of noise: neither speed nor memory
 depends on what a film shows. A step is what training does, augmentation on one CPU core included. It needs only torch,
-numpy and OpenCV beside fedbone itself.
+numpy, OpenCV and safetensors beside fedbone itself.
 
 ``--limit-gb 15`` allows PyTorch no more than a 16 GB card leaves to a program, so that a large card can stand in for
 one. ``--device cpu --size 64 --steps 2`` runs the same function on the CPU, where bfloat16 takes the place of float16
@@ -32,6 +32,7 @@ from fedbone.files import write_atomic
 from fedbone.imaging.dataset import FilmSet
 from fedbone.model.hrnet import build_for
 from fedbone.model.training import Trainer, augment, reproducible
+from fedbone.options import positive
 
 JOINTS, WARM_UP = 17, 3
 ARTICLE = PROFILES["t4-article"]
@@ -132,12 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--limit-gb", type=float, metavar="GB", help="of GPU memory (default: all that the card has)")
-    parser.add_argument("--steps", type=int, default=12, help="timed optimiser steps of a case (default 12)")
-    parser.add_argument("--size", type=int, metavar="PX", help="side of the films (default: the profile's)")
-    parser.add_argument("--batch", type=int, metavar="FILMS", help="at most (default: the profile's)")
+    parser.add_argument("--steps", type=positive, default=12, help="timed optimiser steps of a case (default 12)")
+    parser.add_argument("--size", type=positive, metavar="PX", help="side of the films (default: the profile's)")
+    parser.add_argument("--batch", type=positive, metavar="FILMS", help="at most (default: the profile's)")
     parser.add_argument("--only", nargs="+", choices=tuple(CASES), metavar="CASE", help=f"of: {'; '.join(CASES)}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the line of JSON there too")
     args = parser.parse_args()
+    if args.size and args.size % 32:
+        parser.error("--size: HRNet halves a film five times; give a multiple of 32")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU; --device cpu measures on the CPU")
     result = {**machine(args.device, args.limit_gb), "steps": args.steps, "rows": []}
