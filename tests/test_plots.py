@@ -13,6 +13,7 @@ from fedbone.teaching.plots import (
     RIGHT,
     bland_altman,
     curves,
+    draw_film,
     films,
     grouped_bars,
     joint_colour,
@@ -38,6 +39,14 @@ def test_unlabelled_joints_are_not_drawn():
     figure = films([np.zeros((8, 8), np.uint8)], [np.array([[1, 1, 0], [2, 2, 1]])], ("left_hip", "right_hip"), ["a"])
     assert len(figure.axes[0].lines) == 1
     plt.close(figure)
+
+
+@pytest.mark.parametrize("size", [7, 4])
+def test_markers_and_their_lines_shrink_together(size):
+    _, axes = plt.subplots()
+    draw_film(axes, np.zeros((8, 8), np.uint8), np.array([[1.0, 2.0]]), ("left_hip",), size=size)
+    assert (axes.lines[0].get_markersize(), axes.lines[0].get_markeredgewidth()) == (size, 1.6 * size / 7)
+    plt.close("all")
 
 
 def test_line_art_is_png():

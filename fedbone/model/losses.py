@@ -14,7 +14,7 @@ from fedbone.model.decoding import array_to_heatmap, soft_argmax
 
 WING_WIDTH = 10.0
 WING_EPSILON = 2.0
-WING_REFERENCE_PX = 256.0  # w = 10 was chosen for faces of about this side; errors are rescaled to it first
+WING_REFERENCE_PX = 256.0  # our unit: the authors chose w in pixels of small face pictures; errors are rescaled first
 
 
 def wing(distance: Tensor, width: float = WING_WIDTH, epsilon: float = WING_EPSILON) -> Tensor:

@@ -46,14 +46,21 @@ def show(figure: Figure, alt: str, *, photo: bool = False) -> HTML:
 
 
 def draw_film(
-    axes: Axes, image: np.ndarray, keypoints: np.ndarray, joints: Sequence[str], marker: str = "o", title: str = ""
+    axes: Axes,
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    joints: Sequence[str],
+    marker: str = "o",
+    title: str = "",
+    size: float = 7,
 ) -> None:
-    """One film (H, W) with its labelled joints (K, 3); (K, 2) draws all of them."""
+    """One film (H, W) with its labelled joints (K, 3); (K, 2) draws all of them. ``size`` of a marker in points."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else None)
     for name, point in zip(joints, keypoints, strict=True):
         if len(point) == 2 or point[2] > 0:
             hollow = {"markerfacecolor": "none"} if marker == "o" else {}
-            axes.plot(*point[:2], marker, color=joint_colour(name), markersize=7, markeredgewidth=1.6, **hollow)
+            line = {"markersize": size, "markeredgewidth": 1.6 * size / 7}
+            axes.plot(*point[:2], marker, color=joint_colour(name), **line, **hollow)
     axes.set_title(title, fontsize=9)
     axes.axis("off")
 
@@ -100,8 +107,8 @@ def grouped_bars(groups: Sequence[str], values: dict[str, Sequence[float]], y_la
 EXCHANGED = "#DDE8F0"
 _ROWS, _STEP = (0.0, -1.35, -2.35, -3.1), 1.45  # the branches' heights, the columns' distance; the finest side is 1
 _WAYS = {  # by the sign of (target - source): colour, and what happens on the way
-    0: ("#777777", "residual blocks, same resolution"),
-    1: ("#D55E00", "to a coarser branch: 3 x 3 convolutions of step 2"),
+    0: ("#777777", "same resolution"),
+    1: ("#D55E00", "to a coarser branch: 3 x 3 convolutions of stride 2"),
     -1: ("#009E73", "to a finer branch: 1 x 1 convolution, enlarged"),
 }
 
@@ -109,6 +116,7 @@ _WAYS = {  # by the sign of (target - source): colour, and what happens on the w
 def network(config: HRNetConfig, size_px: int) -> Figure:
     """HRNet's branches as boxes with sides to scale, and its exchanges, for a film of ``size_px`` pixels.
 
+    A white box is what the branch's residual blocks give, a shaded one what the exchange after them gives.
     Of several exchanges in a stage one is drawn, the last one with the outputs that it builds.
     """
     columns = [1, 2, 2, 3, 3, 4, config.outputs]  # branches: stage 1, then before and after each stage's exchange
@@ -132,7 +140,8 @@ def network(config: HRNetConfig, size_px: int) -> Figure:
     for stage, (column, title) in enumerate(zip((0, 1.5, 3.5, 5.5), titles, strict=True), start=1):
         axes.text(column * _STEP, 0.62, f"stage {stage}\n{title}", ha="center", va="bottom", fontsize=11)
     keys = [plt.Line2D([], [], color=colour, lw=2, label=label) for colour, label in _WAYS.values()]
-    keys.append(plt.Rectangle((0, 0), 1, 1, facecolor=EXCHANGED, edgecolor="black", label="the sum of all that arrive"))
+    boxes = {"white": "after the branch's own residual blocks", EXCHANGED: "the sum of all that arrives"}
+    keys += [plt.Rectangle((0, 0), 1, 1, facecolor=fill, edgecolor="black", label=text) for fill, text in boxes.items()]
     axes.legend(handles=keys, loc="lower center", ncols=2, frameon=False, fontsize=11, borderaxespad=0)
     return figure
 
