@@ -154,7 +154,7 @@ def test_a_profile_reaches_the_kernels(folder, monkeypatch):
 def test_make_passes_the_profile_on(words, command_line):
     rules = (workbook.config.REPOSITORY / "Makefile").read_text()
     shown = rules.replace("$(PYTHON) -m fedbone", "@echo")
-    outer = ("FEDBONE_PROFILE", "PROFILE", "MAKEFLAGS", "MAKEOVERRIDES")  # these tests may run under make
+    outer = ("FEDBONE_PROFILE", "PROFILE", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL")  # these tests may run under make
     clean = {name: value for name, value in os.environ.items() if name not in outer}
     command = ["make", "-f", "-", *words.split()]
     done = subprocess.run(command, input=shown, capture_output=True, text=True, check=True, env=clean)
