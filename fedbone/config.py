@@ -19,6 +19,7 @@ from fedbone.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "data" / "sample"
 WEIGHTS = SAMPLE / "weights"
+COARSEST_PX = 32  # one pixel of HRNet's coarsest branch, in pixels of the film: sides are multiples of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedbone.errors import UserError
-from fedbone.federation.command import federate, main, score_lines, standard_arms
+from fedbone.federation.command import at_size_of, federate, main, score_lines, standard_arms
 from fedbone.imaging.hospitals import write_sample
 from fedbone.model.hrnet import load_model
 from fedbone.vectors import sha256, to_vector
@@ -121,3 +121,8 @@ def test_a_size_that_the_network_cannot_halve_is_refused_before_any_film_is_read
 def test_a_gpu_profile_without_a_gpu_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="--profile cpu"):
         main(command_line(profile="t4", out=tmp_path))
+
+
+def test_the_estimate_counts_films_of_the_size_they_have():
+    """Own films are larger than the profile's: at its size the time would be told several times too short."""
+    assert at_size_of([dot_hospital("a")], tiny_profile(size_px=128)).size_px == 32

@@ -7,14 +7,15 @@ import csv
 import io
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from fedbone.config import Profile, get_profile, is_full_run
+from fedbone.config import COARSEST_PX, Profile, get_profile, is_full_run
 from fedbone.errors import UserError
 from fedbone.federation.arms import ArmResult, Progress, presentations, rounds_for, run_arms
-from fedbone.federation.evaluation import evaluate, paired_difference
+from fedbone.federation.evaluation import evaluate, paired_difference, worst_joint
 from fedbone.files import write_atomic, write_json
 from fedbone.imaging.dataset import HospitalData
 from fedbone.imaging.folder import load_hospitals
@@ -27,7 +28,6 @@ from fedbone.progress import Bar
 from fedbone.vectors import load_vector, sha256
 
 SCHEMA_VERSION = 2
-COARSEST_PX = 32  # one pixel of HRNet's coarsest branch, in pixels of the film
 
 
 def results(
@@ -149,10 +149,16 @@ def chosen_profile(args: argparse.Namespace) -> Profile:
     return profile
 
 
+def at_size_of(hospitals: list[HospitalData], profile: Profile) -> Profile:
+    """The profile with the size that the films have, which for own films is not its own."""
+    return replace(profile, size_px=hospitals[0].train.images.shape[-1])
+
+
 def main(args: argparse.Namespace) -> int:
     """The ``federate`` command: 0 when the results were written. Films that were left out are named on stderr."""
     profile = chosen_profile(args)
     hospitals, problems, profile = load(args, profile)
+    profile = at_size_of(hospitals, profile)
     arms = standard_arms(hospitals, profile) if args.compare else None
     shown = presentations(hospitals, profile) * (3 if args.compare else 1)  # federated, pooled, and all local ones
     time_needed = forecast(profile, shown, gpu_name(profile), None if args.compare else 1)
@@ -197,11 +203,11 @@ def interval_text(gain: dict) -> str:
 def score_lines(name: str, arm: dict) -> list[str]:
     """An arm's scores in words: over all films, the hospital and the joint that fare worst, and clinical readings."""
     hospital, there = next(iter(worst_first(arm["per_hospital"]).items()))
-    joint, its = next(iter(arm["per_joint"].items()))
+    joint, share = worst_joint(arm)
     return [
         f"{name}: PCK@0.05 {arm['pck_0_05']:.3f}, mean radial error {arm['mre_px']:.2f} px{_millimetres(arm)}",
         f"  worst hospital {hospital}: PCK@0.05 {there['pck_0_05']:.3f}, {there['mre_px']:.2f} px; "
-        f"worst joint {joint}: {its['pck_0_05']:.3f}, {its['mre_px']:.2f} px",
+        f"worst joint {joint}: {share:.3f}, {arm['per_joint'][joint]['mre_px']:.2f} px",
         *(f"  {line}" for place, entries in arm["readings"].items() for line in _reading_lines(place, entries)),
     ]
 

@@ -17,7 +17,7 @@ import torch
 from fedbone.config import Profile
 from fedbone.errors import UserError
 from fedbone.federation.arms import presentations
-from fedbone.federation.command import chosen_profile, describe, gpu_name, load, score_lines
+from fedbone.federation.command import at_size_of, chosen_profile, describe, gpu_name, load, score_lines
 from fedbone.federation.evaluation import evaluate, predict_all
 from fedbone.files import write_json
 from fedbone.imaging.dataset import HospitalData, pool
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     profile = chosen_profile(args)
     require_own_folder(args.out)
     hospitals, problems, profile = load(args, profile)
-    profile = replace(profile, size_px=hospitals[0].train.images.shape[-1])
+    profile = at_size_of(hospitals, profile)
     model, start = first_model(args.start, profile, hospitals[0].joints, args.seed)
     print(plan(hospitals, profile, start), file=sys.stderr)
     films = pool([h.train for h in hospitals])
@@ -79,6 +79,8 @@ def first_model(start: str | None, profile: Profile, joints: tuple[str, ...], se
         return model, "random weights"
     kind, _, given = start.partition("=")
     if kind == "imagenet":
+        if not given:  # without a connection the library tries for half a minute
+            print("ImageNet weights: from the cache, else from huggingface.co", file=sys.stderr)
         return model, f"ImageNet, {warm_start(model, Path(given) if given else None)}"
     path = Path(start).expanduser()
     other, metadata = load_model(path)

@@ -8,7 +8,6 @@ that a grey film gives what the film on three equal channels would.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,7 +106,6 @@ def hub_file(name: str) -> Path:
         return Path(hf_hub_download(repository, FILE, local_files_only=True))
     except OSError:  # not in the cache
         pass
-    print(f"fetching {url}", file=sys.stderr)  # without a connection the library tries for half a minute
     hub_logging.set_verbosity_error()  # its retries would hide the one message that helps
     try:
         return Path(hf_hub_download(repository, FILE))

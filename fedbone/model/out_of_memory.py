@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from fedbone.config import Profile
+from fedbone.config import COARSEST_PX, Profile
 from fedbone.errors import UserError
 from fedbone.model.planner import largest_batch
-
-GRID_PX = 32  # HRNet's coarsest branch: sides are multiples of it
 
 
 def out_of_memory(profile: Profile, size_px: int) -> UserError:
@@ -50,7 +48,7 @@ def remedy(profile: Profile, size_px: int, memory_gb: float) -> str:
     if films:
         text = "Take checkpointing=True (--checkpointing)"
         return f"{text} and {_micro(films)}" if films < passed else text
-    for smaller in range((size_px - 1) // GRID_PX * GRID_PX, 0, -GRID_PX):
+    for smaller in range((size_px - 1) // COARSEST_PX * COARSEST_PX, 0, -COARSEST_PX):
         films = min(_fitting(profile, smaller, memory_gb, True), passed)
         if films:
             return f"Take films of {smaller} px (--size {smaller}), checkpointing=True and {_micro(films)}"

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from fedbone.config import PROFILES, WEIGHTS
+from fedbone.config import COARSEST_PX, PROFILES, WEIGHTS
 from fedbone.errors import UserError
 from fedbone.files import write_atomic, write_json
 from fedbone.imaging.dicom import Film, printable, read_film
@@ -85,8 +85,8 @@ def load_network(path: Path) -> Network:
     model, metadata = load_model(path)
     joints, size_px, sigma_px = metadata.get("joints"), metadata.get("size_px"), metadata.get("sigma_px", SIGMA_PX)
     remedy = "Give model.safetensors of `python -m fedbone federate`"
-    complete = isinstance(joints, list) and isinstance(size_px, int) and size_px >= 32 and size_px % 32 == 0
-    if not complete or not isinstance(sigma_px, (int, float)) or not sigma_px > 0:
+    has_size = isinstance(size_px, int) and size_px > 0 and size_px % COARSEST_PX == 0
+    if not isinstance(joints, list) or not has_size or not isinstance(sigma_px, (int, float)) or not sigma_px > 0:
         problem = "it does not say its joints, the size of its input and its targets (joints, size_px, sigma_px)"
         raise UserError(path, problem, remedy)
     if len(joints) != model.config.joints or model.config.in_channels != 1:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedbone.config import Profile, get_profile
+from fedbone.federation.evaluation import worst_joint
 from fedbone.imaging.dataset import FilmSet, pool
 from fedbone.imaging.hospitals import GENERATOR_VERSION, training_hospitals
 from fedbone.model.decoding import array_to_heatmap, heatmap_to_array, soft_argmax
@@ -128,7 +129,7 @@ def measure(name: str, seed: int, profile: Profile) -> list[dict]:
     rows = []
     for decoder, decode in decoders(name).items():
         found = summarise(radial_errors(locate(trainer.model, test, decode), test), joints)
-        worst = min(joint["pck_0_05"] for joint in found["per_joint"].values())
+        _, worst = worst_joint(found)
         figures = [round(v, 4) for v in (found["pck_0_05"], found["pck_0_02"], found["mre_px"], worst)]
         values = [name, seed, decoder, *figures, processor(), torch.__version__]
         rows.append(dict(zip(COLUMNS, [*values, GENERATOR_VERSION], strict=True)))

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from fedbone.config import PROFILES, Profile
+from fedbone.federation.evaluation import worst_joint
 from fedbone.imaging.dataset import FilmSet, pool
 from fedbone.imaging.hospitals import GENERATOR_VERSION, training_hospitals
 from fedbone.model.hrnet import build
@@ -89,12 +90,12 @@ def measure(device: str, name: str, seed: int) -> dict:
         train_round(trainer, part, index, [seed, index], name)
     seconds = clock() - started
     found = summarise(radial_errors(predict(trainer.model, test.images, profile), test), joints)
-    worst = min(found["per_joint"], key=lambda joint: found["per_joint"][joint]["pck_0_05"])
+    joint, worst = worst_joint(found)
     where = processor() if device == "cpu" else torch.cuda.get_device_name()
     size = sum(p.numel() for p in trainer.model.parameters())
     figures = [round(v, 4) for v in (found["pck_0_05"], found["pck_0_02"], found["mre_px"])]
     values = [where, name, size, profile.size_px, seed, budget, profile.rounds * len(part), round(seconds, 1), *figures]
-    values += [worst, round(found["per_joint"][worst]["pck_0_05"], 4), torch.__version__, GENERATOR_VERSION]
+    values += [joint, round(worst, 4), torch.__version__, GENERATOR_VERSION]
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by its path, only its own folder is there
 
-from fedbone.config import PROFILES, Profile
+from fedbone.config import COARSEST_PX, PROFILES, Profile
 from fedbone.files import write_atomic
 from fedbone.imaging.dataset import FilmSet
 from fedbone.model.hrnet import build_for
@@ -139,8 +139,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(CASES), metavar="CASE", help=f"of: {'; '.join(CASES)}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the line of JSON there too")
     args = parser.parse_args()
-    if args.size and args.size % 32:
-        parser.error("--size: HRNet halves a film five times; give a multiple of 32")
+    if args.size and args.size % COARSEST_PX:
+        parser.error(f"--size: HRNet halves a film five times; give a multiple of {COARSEST_PX}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU; --device cpu measures on the CPU")
     result = {**machine(args.device, args.limit_gb), "steps": args.steps, "rows": []}
