@@ -5,7 +5,7 @@ profile = $(if $(PROFILE),--profile $(PROFILE))
 
 .PHONY: run test test-all lab notebooks clean
 
-run:        ## build the environment once, execute notebooks 00-05, leave build/workbook/index.html
+run:        ## build the environment once, execute the notebooks, leave build/workbook/index.html
 	$(PYTHON) -m fedbone workbook $(profile)
 
 test:       ## unit tests, then every notebook against its stored results

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedbone import environment
 from fedbone.errors import UserError
-from fedbone.options import margins, natural, positive, share
+from fedbone.options import evaluate_options, margins, natural, positive, predict_options
 
 # written out: fedbone.config needs a newer Python than the one that must still read this file to say so
 PROFILE_NAMES = ("cpu", "t4", "t4-article", "a100")
@@ -68,6 +68,13 @@ def run_train(args: argparse.Namespace) -> int:
     from fedbone.federation import training_command
 
     return training_command.main(args)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Test models on every hospital's films."""
+    from fedbone.federation import evaluation_command
+
+    return evaluation_command.main(args)
 
 
 def run_sample(args: argparse.Namespace) -> int:
@@ -146,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(work=work, needs_environment=needs_environment)
         return sub
 
-    book = add("workbook", run_workbook, "execute notebooks 00-05 and build build/workbook/index.html (make run)", True)
+    book = add("workbook", run_workbook, "execute the notebooks and build build/workbook/index.html (make run)", True)
     add("test", run_test, "unit tests, then the notebooks against their stored results (make test)", True)
     add("test-all", run_test_all, "slow tests, workbook and wheel check (make test-all)", True)
     lab = add("lab", run_lab, "JupyterLab on notebook 00 (make lab)", True)
@@ -157,7 +164,9 @@ def parser() -> argparse.ArgumentParser:
     _add_federate(federate)
     train = add("train", run_train, "train one model on the films of all hospitals together; continues after a kill")
     _add_train(train)
-    for sub in (book, lab, federate, train):
+    evaluate = add("evaluate", run_evaluate, "how good models are, for whom: per hospital and joint, worst first")
+    evaluate_options(evaluate)
+    for sub in (book, lab, federate, train, evaluate):
         sub.add_argument("--profile", choices=PROFILE_NAMES, help="default: FEDBONE_PROFILE, else cpu")
     sub = add("sample", run_sample, "write three sample hospitals: DICOM films and COCO keypoints")
     sub.add_argument("out", type=Path, metavar="OUT")
@@ -168,16 +177,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT")
     sub.add_argument("--size", type=positive, default=512, metavar="PX", help="side of the square PNG (default 512)")
     _add_deidentify(add("deidentify", run_deidentify, "copy a hospital's folder of films and labels without names"))
-    _add_predict(add("predict", run_predict, "find the joints of one DICOM film and draw them on it"))
+    predict_options(add("predict", run_predict, "find the joints of one DICOM film and draw them on it"))
     return top
-
-
-def _add_predict(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("film", type=Path, metavar="FILM", help="a DICOM file")
-    sub.add_argument("--out", type=Path, required=True, metavar="PNG", help="the film with its joints, a PNG")
-    sub.add_argument("--weights", type=Path, metavar="FILE", help="default: those of data/sample")
-    sub.add_argument("--threshold", type=share, help="confidence from which a joint is sure; default: by the weights")
-    sub.add_argument("--json", type=Path, metavar="FILE", help="also write the coordinates as JSON")
 
 
 def _add_deidentify(sub: argparse.ArgumentParser) -> None:

@@ -37,15 +37,19 @@ class Profile:
     micro_batch: int | None = None  # films a pass through the network; a batch is the sum of its passes (None: one)
     checkpointing: bool = False  # keep the blocks' inputs only and compute the rest again on the way back
     norm: str = "group"  # group | batch, see fedbone.model.hrnet
-    rounds: int = 30
-    local_epochs: int = 1
+    rounds: int = 120
+    local_epochs: float = 0.25  # a whole number, or 1 / n: then n rounds show each film once
     learning_rate: float = 1e-3
-    round_decay: float = 0.97  # factor on the learning rate after each round
-    server_momentum: float = 0.6
-    joint_rows: bool = True  # average a joint's head row over the hospitals that label it, not over all
-    wing_weight: float = 0.02  # from round 1 on; round 0 is cross-entropy alone
+    round_decay: float = 1.0  # factor on the learning rate after each round
+    cooldown: float = 0.3  # share of the rounds, at the end, in which the rate falls to zero in a line
+    wing_weight: float = 0.02  # from the second epoch on; the first is cross-entropy alone
     rotation_deg: float = 15.0
     brightness: float = 0.10
+
+    def __post_init__(self) -> None:
+        whole = self.local_epochs if self.local_epochs >= 1 else 1 / max(self.local_epochs, 1e-9)
+        if abs(whole - round(whole)) > 1e-6:
+            raise ValueError(f"local_epochs is {self.local_epochs}; give a whole number, or 1 divided by one")
 
 
 PROFILES = {

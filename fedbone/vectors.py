@@ -49,6 +49,10 @@ class VectorLayout:
     def size(self) -> int:
         return self.slots[-1].stop
 
+    def is_kind(self, kind: str) -> np.ndarray:
+        """(size,) bool: which places of the vector belong to parameters of ``kind`` (body, norm or head)."""
+        return np.repeat([slot.kind == kind for slot in self.slots], [slot.stop - slot.start for slot in self.slots])
+
     def row_factor(self, factor: np.ndarray) -> np.ndarray:
         """(size,) float64: ``factor[j]`` (K,) on the head row and bias of joint j, 1 everywhere else."""
         full = np.ones(self.size)
@@ -59,12 +63,16 @@ class VectorLayout:
         return full
 
 
-def layout_of(model: nn.Module) -> VectorLayout:
-    """The layout of ``model``. Raises ValueError when it holds running buffers, which a vector cannot carry."""
-    buffers = [name for name, _ in model.named_buffers()]
+def layout_of(model: nn.Module, *, local_norm: bool = False) -> VectorLayout:
+    """The layout of ``model``. Raises ValueError when it holds running buffers, which a vector cannot carry.
+
+    local_norm: BatchNorm's running statistics are allowed, because they stay where they were made (FedBN).
+    """
+    norms = {name for name, module in model.named_modules() if isinstance(module, (nn.GroupNorm, nn.BatchNorm2d))}
+    staying = norms if local_norm else ()
+    buffers = [name for name, _ in model.named_buffers() if name.rsplit(".", 1)[0] not in staying]
     if buffers:
         raise ValueError(f"the model keeps buffers outside its parameters ({buffers[0]}, ...): use GroupNorm")
-    norms = {name for name, module in model.named_modules() if isinstance(module, nn.GroupNorm)}
     slots, start = [], 0
     for name, parameter in model.named_parameters():
         owner = name.rsplit(".", 1)[0]

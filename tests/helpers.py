@@ -12,7 +12,8 @@ JOINTS = ("hip", "knee", "ankle")
 
 
 def tiny_profile(**changes: object) -> Profile:
-    return get_profile("cpu", **{"size_px": 32, "batch": 4, "rounds": 2, **changes})
+    plain = {"size_px": 32, "batch": 4, "rounds": 2, "local_epochs": 1, "cooldown": 0.0}
+    return get_profile("cpu", **{**plain, **changes})
 
 
 def dot_films(count: int, labelled: tuple[int, ...] = (0, 1, 2), seed: int = 0, side: int = 32) -> FilmSet:

@@ -3,11 +3,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 
 from fedbone.errors import UserError
-from fedbone.federation.arms import presentations, rounds_for, run_arms
+from fedbone.federation.arms import Arm, Folders, presentations, rounds_for, run_arms
 from fedbone.vectors import sha256
 from tests.helpers import dot_hospital, tiny_profile
 
@@ -18,13 +19,13 @@ HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2, count=12
 def ran():
     ticks = []
     arms = run_arms(
-        dict.fromkeys(["federated", "pooled", "a"], tiny_profile()), HOSPITALS, progress=lambda *t: ticks.append(t)
+        dict.fromkeys(["federated", "pooled", "a"], Arm(tiny_profile())), HOSPITALS, progress=lambda *t: ticks.append(t)
     )
     return arms, ticks
 
 
 def test_parallel_processes_give_the_bytes_of_a_single_one(ran):
-    alone = run_arms({"federated": tiny_profile()}, HOSPITALS)
+    alone = run_arms({"federated": Arm(tiny_profile())}, HOSPITALS)
     assert sha256(ran[0]["federated"].vector) == sha256(alone["federated"].vector)
 
 
@@ -47,13 +48,13 @@ def test_each_arm_predicts_all_test_films_and_records_its_curve(ran):
 
 def test_a_second_run_replaces_the_scalars_of_the_first(tmp_path):
     for _ in range(2):
-        run_arms({"federated": tiny_profile(rounds=1)}, HOSPITALS, log_dir=tmp_path)
+        run_arms({"federated": Arm(tiny_profile(rounds=1))}, HOSPITALS, folders=Folders(log=tmp_path))
     assert len(list((tmp_path / "federated").iterdir())) == 1
 
 
 def test_an_error_in_a_worker_is_raised_here():
     with pytest.raises(UserError, match=r"^(a|b|pooled): training diverged"):
-        run_arms(dict.fromkeys(["federated", "pooled"], tiny_profile(learning_rate=1e30)), HOSPITALS)
+        run_arms(dict.fromkeys(["federated", "pooled"], Arm(tiny_profile(learning_rate=1e30))), HOSPITALS)
 
 
 def test_presentations_and_rounds_for_small_collections():
@@ -61,8 +62,10 @@ def test_presentations_and_rounds_for_small_collections():
     assert presentations(HOSPITALS, profile) == 20 * 30
     small, large = rounds_for(150, profile), rounds_for(5000, profile)
     assert small.rounds == 120
-    assert small.round_decay**small.rounds == pytest.approx(profile.round_decay**profile.rounds)
-    assert (large.rounds, large.round_decay) == (profile.rounds, profile.round_decay)
+    assert large.rounds == profile.rounds
+    parts = replace(profile, rounds=120, local_epochs=0.25)
+    assert rounds_for(300, parts).rounds == 240  # 60 epochs
+    assert presentations(HOSPITALS, rounds_for(300, parts)) == 20 * 60
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
@@ -70,12 +73,12 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import multiprocessing
-        from fedbone.federation.arms import run_arms
+        from fedbone.federation.arms import Arm, run_arms
         from tests.helpers import dot_hospital, tiny_profile
         def tell(done, total, arm):
             print(*[c.pid for c in multiprocessing.active_children()], flush=True)
         if __name__ == "__main__":
-            arms = dict.fromkeys(["federated", "pooled"], tiny_profile(rounds=100000))
+            arms = dict.fromkeys(["federated", "pooled"], Arm(tiny_profile(rounds=100000)))
             run_arms(arms, [dot_hospital("a")], progress=tell)
     """)
     )

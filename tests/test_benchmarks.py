@@ -6,15 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedbone.federation.hospital import Update
+from fedbone.model.schedule import films_shown
 from notebooks.tables.make_readme_gpu import README, table, with_table
+from tests.benchmarks import federation
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGING = {"fast_window_speedup", "film_128_cpu_ms", "film_512_cpu_ms", "films_600_at_128_cpu_s", "films_600_measured"}
 RATIOS = {"step_vs_timm", "channels_last_vs_contiguous", "augment_vs_torchvision", "share_of_peak"}
+FEDERATION = {"mre_ratio_sample", "mre_ratio_sample_2x", "pck_ratio_sample", "loop_overhead_ms_per_round"}
+FEDERATION |= {"aggregate_vs_flare", "aggregate_bandwidth_share", "hospitals_100_peak_mb"}
 MACHINE = {"device", "gpu", "driver", "memory_gb", "limit_gb", "torch", "cuda", "date", "steps", "rows"}
 ROW = {"name", "preset", "size_px", "batch", "micro_batch", "checkpointing", "precision", "memory_format"}
 ROW |= {"outcome", "films_per_s", "peak_mb"}
@@ -45,6 +52,73 @@ def test_model_ends_with_one_line_of_json() -> None:
     assert 0 < figures["rotation_error_px"] < 0.01
     assert figures["augment_vs_torchvision"] > 1  # both sides run in turn on the same films
     assert figures["share_of_peak"] < 1
+
+
+def test_federation_ends_with_one_line_of_json() -> None:
+    training = ["--seeds", "0", "--rounds", "2", "--films", "4"]
+    figures = last_line("tests/benchmarks/federation.py", *training, "--repeats", "2", "--parameters", "1000000")
+    assert figures.keys() == FEDERATION
+    assert 0.3 < figures["mre_ratio_sample"] < 3  # after two rounds no arm has learnt anything
+    assert 0.3 < figures["mre_ratio_sample_2x"] < 3
+    assert figures["pck_ratio_sample"] is None or figures["pck_ratio_sample"] >= 0
+    assert figures["loop_overhead_ms_per_round"] > 0
+    assert 0.05 < figures["aggregate_vs_flare"] < 5  # both sides run in turn on the same updates
+    assert 0.05 < figures["aggregate_bandwidth_share"] < 1  # adding reads what copying reads, and does more
+    if federation.STATUS.exists():
+        assert 0 < figures["hospitals_100_peak_mb"] < 1000  # twice what model and gradients take at each
+
+
+def test_federation_s_ratios_are_the_federation_s_error_over_that_of_pooled_training() -> None:
+    scores = [{"mre_mm": mm, "pck_0_05": pck} for mm, pck in ((4.4, 0.97), (5.0, 0.96), (4.0, 0.98))]
+    expected = {"mre_ratio_sample": 1.25, "mre_ratio_sample_2x": 1.1, "pck_ratio_sample": 0.96 / 0.98}
+    assert federation.ratios(*scores) == pytest.approx(expected)
+    twice, federated, pooled = (arm.profile for arm in federation.arms_of(federation.PROFILE).values())
+    assert twice.rounds == 2 * federated.rounds
+    assert films_shown(200, federated) == films_shown(200, pooled)
+
+
+def test_federation_reports_the_worse_size_and_leaves_training_out_when_asked(monkeypatch, capsys) -> None:
+    sizes = {federation.SMALL: (0.3, 0.1), federation.LARGE: (0.7, 0.2)}
+    monkeypatch.setattr(federation, "aggregation", lambda parameters, _: sizes[parameters])
+    monkeypatch.setattr(federation, "loop_overhead_ms", lambda _: 4.0)
+    monkeypatch.setattr(federation, "hospitals_peak_mb", lambda count: 5.0 * count)
+    monkeypatch.setattr(sys, "argv", ["federation", "--skip-training"])
+    federation.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() == FEDERATION
+    assert {name for name in figures if figures[name] is None} == {n for n in FEDERATION if "ratio_sample" in n}
+    assert (figures["aggregate_vs_flare"], figures["aggregate_bandwidth_share"]) == (0.3, 0.2)
+    assert figures["hospitals_100_peak_mb"] == 500
+
+
+def test_both_aggregators_give_the_mean_and_only_flare_s_depends_on_the_order() -> None:
+    rng = np.random.default_rng(0)
+    updates, weights = [rng.standard_normal(5000).astype(np.float32) for _ in range(10)], np.full(10, 0.1)
+    for aggregate, digits in ((federation.ours, 1e-9), (federation.flare, 1e-6)):
+        assert aggregate(updates, weights) == pytest.approx(np.mean(updates, axis=0, dtype=float), abs=digits)
+    assert "backward, 0 of 5000" in federation.exactness(federation.ours, updates, weights)
+    assert "backward, 0 of 5000" not in federation.exactness(federation.flare, updates, weights)
+
+
+def test_loop_overhead_counts_what_happens_in_every_round(monkeypatch) -> None:
+    def busy(*_: object) -> Update:
+        begin = time.process_time()
+        while time.process_time() < begin + 0.05:
+            pass
+        return Update(np.zeros(federation.SMALL, np.float32), np.ones(17, bool), {"losses": [0.0]})
+
+    plain = federation.loop_overhead_ms(2)
+    monkeypatch.setattr(federation.Prepared, "local_update", busy)
+    assert federation.loop_overhead_ms(2) > plain + 100  # of the 150 that three hospitals spend
+
+
+@pytest.mark.skipif(not federation.STATUS.exists(), reason="not run: only Linux has /proc/self/status")
+def test_peak_memory_stays_when_memory_is_given_back() -> None:
+    before = federation.resident_mb("VmRSS")
+    filled = np.ones(60_000_000, np.int8)
+    del filled
+    assert federation.resident_mb("VmHWM") > before + 50
+    assert federation.resident_mb("VmRSS") < before + 50
 
 
 def test_gpu_runs_on_the_cpu_and_ends_with_one_line_of_json(tmp_path) -> None:

@@ -50,12 +50,33 @@ def test_the_written_model_is_the_one_that_was_scored(compared):
     assert metadata["joints"] == list(JOINTS)
 
 
-def test_the_history_has_a_row_a_round_and_ends_with_the_written_vector(compared):
+def test_the_history_has_a_row_per_round_and_hospital_and_ends_with_the_written_vector(compared):
     out, summary, _ = compared
     rows = list(csv.DictReader((out / "history.csv").open()))
-    assert [row["round"] for row in rows] == ["0", "1"]
+    assert [(row["round"], row["hospital"]) for row in rows] == [(r, h) for r in "01" for h in "ab"]
     assert rows[-1]["vector_sha256"] == summary["vector_sha256"]
-    assert {"loss_a", "loss_b", "update_norm"} <= set(rows[0])
+    assert all(row["status"] == "took part" and float(row["weight"]) == 0.5 for row in rows)
+    assert all(float(row["loss"]) > 0 and float(row["update_norm"]) > 0 for row in rows)
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, compared):
+    arms, stopped = standard_arms(HOSPITALS, tiny_profile()), []
+
+    def stop(name, row):
+        stopped.append(name)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(HOSPITALS, tiny_profile(), tmp_path, arms=arms, resume=True, on_row=stop)
+    assert not (tmp_path / "results.json").exists()
+    seen = []
+    summary, _ = federate(
+        HOSPITALS, tiny_profile(), tmp_path, arms=arms, resume=True, on_row=lambda *row: seen.append(row)
+    )
+    assert len(seen) < 2 * len(arms)  # some rounds were not trained again
+    without_time = {key: value for key, value in summary.items() if key != "seconds"}
+    assert without_time == {key: value for key, value in compared[1].items() if key != "seconds"}
 
 
 def test_unknown_spacing_gives_null_millimetres(tmp_path):

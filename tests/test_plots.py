@@ -15,8 +15,11 @@ from fedbone.teaching.plots import (
     curves,
     draw_film,
     films,
+    forest,
     grouped_bars,
+    intervals,
     joint_colour,
+    matrix,
     network,
     seeds,
     show,
@@ -96,4 +99,42 @@ def test_bland_altman_draws_second_minus_first_over_the_mean():
     bland_altman(axes, np.array([1.0, 2.0]), np.array([3.0, 2.0]), {"bias": 1.0, "limits": [-1.0, 3.0]}, "deg")
     assert axes.lines[0].get_xydata().tolist() == [[2, 2], [2, 0]]
     assert [line.get_ydata()[0] for line in axes.lines[1:]] == [1, -1, 3]
+    plt.close("all")
+
+
+def test_intervals_stand_in_the_given_order_and_may_be_missing():
+    _, axes = plt.subplots()
+    intervals(axes, ["worst", "best"], [0.5, 1.0], [[0.2, 0.8], None], "PCK")
+    bar, worst, best = axes.lines
+    assert bar.get_xydata().tolist() == [[0.2, 0], [0.8, 0]]
+    assert [point.get_xydata().tolist() for point in (worst, best)] == [[[0.5, 0]], [[1.0, 1]]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["worst", "best"]
+    assert axes.get_ylim() == (1.5, -0.5)  # the first on top
+    plt.close("all")
+
+
+def test_a_matrix_has_a_readable_text_in_every_cell():
+    _, axes = plt.subplots()
+    matrix(axes, ["a", "b"], ["x", "y"], np.array([[1.0, 0.0], [0.2, 0.9]]), [["ax", "ay"], ["bx", "by"]])
+    cells = {text.get_text(): (text.get_position(), text.get_color()) for text in axes.texts}
+    assert cells["ay"] == ((1, 0), "white")
+    assert cells["bx"] == ((0, 1), "white")
+    assert cells["ax"][1] == cells["by"][1] == "black"
+    assert axes.images[0].get_clim() == (0, 1)
+    plt.close("all")
+
+
+def test_a_forest_marks_each_difference_by_where_its_interval_lies():
+    _, axes = plt.subplots()
+    rows = [("joined", -0.2, -0.3, -0.1), ("pooled", 0.2, 0.1, 0.3), ("joined", 0.1, -0.1, 0.2)]
+    forest(axes, rows, "px")
+    points = {round(line.get_xdata()[0], 6): line for line in axes.lines if len(line.get_xdata()) == 1}
+    assert [points[x].get_marker() for x in (-0.2, 0.2, 0.1)] == ["o", "s", "D"]
+    assert [points[x].get_markerfacecolor() == "white" for x in (-0.2, 0.2, 0.1)] == [False, False, True]
+    bars = [list(line.get_xdata()) for line in axes.lines if line.get_lw() == 1.6]
+    assert bars == [[-0.3, -0.1], [-0.1, 0.2], [0.1, 0.3]]
+    heights = [round(float(points[x].get_ydata()[0]), 6) for x in (-0.2, 0.1, 0.2)]
+    assert heights == [-0.11, 0.11, 1]  # two of one name share a row
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["joined", "pooled"]
+    assert axes.get_ylim() == (1.5, -0.5)
     plt.close("all")

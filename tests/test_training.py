@@ -142,6 +142,53 @@ def test_passes_add_up_to_the_gradient_of_the_batch(micro_batch):
         assert (a - b).norm() <= 1e-6 * a.norm() + 1e-12 * length
 
 
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_the_proximal_term_is_autograds_and_is_added_once_a_step(micro_batch):
+    """The oracle: mu / 2 ||w - w_start||^2 as part of the loss of the whole batch, away from the start."""
+    mu, (images, keypoints) = 0.7, uneven_batch()
+    images, keypoints = images.double(), keypoints.double()
+    trainer = Trainer(build("w8n", 3).double(), tiny_profile(micro_batch=micro_batch), double_loss, proximal_mu=mu)
+    start = [p.detach().clone() for p in trainer.model.parameters()]
+    shift = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in trainer.model.parameters():
+            p.add_(torch.randn(p.shape, generator=shift, dtype=p.dtype), alpha=0.01)
+    parameters = list(trainer.model.parameters())
+    plain = double_loss(trainer.model(images), keypoints, 32, 1.5, 0.0)
+    distance = sum((p - s).square().sum() for p, s in zip(parameters, start, strict=True))
+    expected = torch.autograd.grad(plain + mu / 2 * distance, parameters)
+    assert trainer.gradient(images, keypoints, 0.0) == pytest.approx(float(plain.detach()), rel=1e-9)
+    for p, gradient_of_both in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient_of_both, rtol=1e-6, atol=1e-9)
+
+
+def test_the_proximal_term_is_scaled_as_the_loss_is():
+    """Two scales that both fit give the same step: unscaled, the pull would all but vanish behind fp16's gradients."""
+    steps = {}
+    for mu in (0.0, 5.0):
+        for scale in (2.0**4, 2.0**10):
+            trainer = Trainer(build("w8n", 3), tiny_profile(precision="fp16"), proximal_mu=mu)
+            trainer.scaler = torch.amp.GradScaler("cpu", scale)
+            for _ in range(2):  # before the first step there is nothing to be pulled back to
+                trainer.step(*uneven_batch(), 1e-2, 0.0)
+            assert trainer.scaler.get_scale() == scale
+            steps[mu, scale] = to_vector(trainer.model)
+    apart = np.linalg.norm(steps[5.0, 2.0**10] - steps[0.0, 2.0**10])
+    assert np.linalg.norm(steps[5.0, 2.0**10] - steps[5.0, 2.0**4]) < 0.2 * apart
+
+
+def test_the_pull_keeps_a_training_near_its_start():
+    profile, films = tiny_profile(local_epochs=3), dot_films(8, labelled=(0, 2))
+    moved = []
+    for mu in (0.0, 1.0, 100.0):
+        trainer = Trainer(build("w8n", 3), profile, proximal_mu=mu)
+        before, row = to_vector(trainer.model), trainer.model.final_layer.weight[1].detach().clone()
+        train_round(trainer, films, 1, [0])
+        moved.append(np.linalg.norm(to_vector(trainer.model) - before))
+        assert torch.equal(trainer.model.final_layer.weight[1], row)  # of a joint that nobody labels here
+    assert moved[0] > moved[1] > moved[2]
+
+
 def test_an_average_over_passes_would_be_another_gradient():
     """What the weights by labelled joints are for: films with one label would count as much as films with three."""
     batch = uneven_batch()
@@ -167,7 +214,7 @@ def test_one_pass_gives_the_bytes_of_the_plain_loop(changes):
     profile, films = tiny_profile(**changes), dot_films(8)
     trainer, model = Trainer(build_for(profile, 3), profile), build("w8n", 3)
     train_round(trainer, films, 1, [3])
-    adam, rng = torch.optim.Adam(model.parameters(), lr=1e-3 * profile.round_decay), np.random.default_rng([3])
+    adam, rng = torch.optim.Adam(model.parameters(), lr=1e-3 * profile.round_decay), np.random.default_rng([3, 1])
     with reproducible("cpu"):
         for index in np.array_split(rng.permutation(8), 2):
             images, keypoints = augment(films, index, rng, profile)

@@ -63,6 +63,23 @@ def test_running_buffers_are_refused():
         layout_of(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
 
 
+def test_a_local_norm_keeps_batchnorms_buffers_and_no_others():
+    batch = build("w8n", 5, norm="batch")
+    assert layout_of(batch, local_norm=True) == layout_of(build("w8n", 5))
+    batch.register_buffer("steps", torch.zeros(1))
+    with pytest.raises(ValueError, match=r"\(steps, \.\.\.\)"):
+        layout_of(batch, local_norm=True)
+
+
+def test_every_place_is_of_the_kind_of_its_parameter(model):
+    layout = layout_of(model)
+    norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+    assert layout.is_kind("norm").sum() == sum(2 * m.num_channels for m in norms)
+    assert layout.is_kind("head").nonzero()[0].tolist() == list(range(layout.size - 5 * 9, layout.size))
+    assert (layout.is_kind("norm") ^ layout.is_kind("head") ^ layout.is_kind("body")).all()
+    assert to_vector(model)[layout.is_kind("norm")].tolist() == [1 - i for m in norms for i in (0, 1) for _ in m.weight]
+
+
 @pytest.mark.parametrize(
     "spoil", [lambda v: v[:-1], lambda v: v.astype(np.float64), lambda v: np.where(np.arange(len(v)) == 7, np.nan, v)]
 )

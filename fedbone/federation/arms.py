@@ -9,12 +9,12 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
-from multiprocessing.connection import wait as wait_for_exit
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,27 @@ import numpy as np
 from fedbone.config import Profile
 from fedbone.federation.evaluation import Predictions, evaluate, predict_all
 from fedbone.federation.hospital import Hospital
+from fedbone.federation.processes import end_with_parent
 from fedbone.federation.rounds import RoundRecord, initial_vector, run_rounds
+from fedbone.federation.strategies import Strategy
 from fedbone.imaging.dataset import FilmSet, HospitalData, pool
 from fedbone.model.fit import fit
 from fedbone.model.hrnet import build_for
+from fedbone.model.schedule import films_shown
+from fedbone.model.training import predict
 from fedbone.vectors import load_vector, to_vector
 
 Progress = Callable[[int, int, str], None]
+OnRow = Callable[[str, dict], None]
 CURVE_POINTS = 6  # evaluations on the test films along a run, for the figure alone: nothing is selected by them
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How one arm trains; ``strategy`` matters to a federation alone."""
+
+    profile: Profile
+    strategy: Strategy = field(default_factory=Strategy)
 
 
 @dataclass(frozen=True)
@@ -44,115 +57,143 @@ class ArmResult:
     cpu_seconds: float
 
 
+@dataclass(frozen=True)
+class Folders:
+    """Where arms write: TensorBoard scalars, and state files from which a killed run continues; None: nowhere."""
+
+    log: Path | None = None
+    state: Path | None = None
+
+
 class _Monitor:
     """What an arm does after each round: report progress, write scalars, now and then look at the test films."""
 
-    def __init__(self, arm: str, hospitals: list[HospitalData], profile: Profile, log_dir: Path | None, tick) -> None:
-        self.arm, self.hospitals, self.profile, self.tick = arm, hospitals, profile, tick
-        self.model = build_for(profile, len(hospitals[0].joints))
+    def __init__(self, name: str, hospitals: list[HospitalData], profile: Profile, log_dir: Path | None, tick) -> None:
+        self.name, self.hospitals, self.profile, self.tick = name, hospitals, profile, tick
         self.curve: list[dict] = []
         self.every = max(1, profile.rounds // CURVE_POINTS)
         self.writer = None
         if log_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # three seconds of imports that only a log needs
 
-            shutil.rmtree(log_dir / arm, ignore_errors=True)  # an earlier run's curve would be drawn into this one
-            self.writer = SummaryWriter(str(log_dir / arm))
+            shutil.rmtree(log_dir / name, ignore_errors=True)  # an earlier run's curve would be drawn into this one
+            self.writer = SummaryWriter(str(log_dir / name))
 
-    def after_round(self, index: int, vector: np.ndarray, losses: dict[str, float]) -> None:
-        last = index == self.profile.rounds - 1
+    def after_round(
+        self, index: int, predictions: Callable[[], Predictions], losses: dict[str, float], hospitals: dict | None
+    ) -> None:
+        """``predictions``: on the test films, asked for when needed; ``hospitals``: a federation's row for each one."""
         scalars = {f"loss/{name}": value for name, value in losses.items()}
-        if last or (index + 1) % self.every == 0:
-            load_vector(self.model, vector)
-            metrics = evaluate(predict_all(self.model, self.hospitals, self.profile), self.hospitals)
-            row = {name: metrics[name] for name in ("pck_0_05", "mre_px")}
-            seen = presentations(self.hospitals, self.profile) * (index + 1) // self.profile.rounds
-            self.curve.append({"round": index + 1, "presentations": seen, **row})
-            scalars |= {f"test/{name}": value for name, value in row.items()}
+        row = {"round": index, "hospitals": hospitals, "per_joint": None, "mre_px": None}
+        if index == self.profile.rounds - 1 or (index + 1) % self.every == 0:
+            metrics = evaluate(predictions(), self.hospitals)
+            shown = presentations(self.hospitals, self.profile, index + 1)
+            scores = {name: metrics[name] for name in ("pck_0_05", "mre_px")}
+            self.curve.append({"round": index + 1, "presentations": shown, **scores})
+            scalars |= {f"test/{name}": value for name, value in scores.items()}
+            row["per_joint"] = {joint: found["pck_0_05"] for joint, found in metrics["per_joint"].items()}
+            row["mre_px"] = metrics["mre_px"]
         if self.writer:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, index + 1)
             self.writer.flush()
-        self.tick(self.arm)
+        self.tick(self.name, row)
 
 
 def run_arm(
-    arm: str, hospitals: list[HospitalData], profile: Profile, seed: int, log_dir: Path | None, tick
+    name: str, arm: Arm, hospitals: list[HospitalData], seed: int, folders: Folders, tick: Callable[[str, dict], None]
 ) -> ArmResult:
     """Train one arm and predict all test films: ``pooled``, a hospital's name (local-only), or any name (federated).
 
-    ``tick(arm)`` is called after each round.
+    ``tick(name, row)`` is called after each round.
     """
     started = time.process_time()
-    local = [h for h in hospitals if h.name == arm]
-    own = local or hospitals
-    joints = len(own[0].joints)
-    monitor = _Monitor(arm, own, profile, log_dir, tick)
-    if local or arm == "pooled":
-        vector, history = _train_alone(pool([h.train for h in own]), joints, profile, seed, monitor), []
+    local = [h for h in hospitals if h.name == name]
+    own, profile = local or hospitals, arm.profile
+    monitor = _Monitor(name, own, profile, folders.log, tick)
+    state = folders.state / f"{name}.safetensors" if folders.state else None
+    if local or name == "pooled":
+        vector = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor, state)
+        history, predictions = [], _predict(vector, hospitals, profile)
     else:
-        workers = [Hospital(h, profile) for h in own]
-        vector, history = run_rounds(
-            workers, profile, seed, on_round=lambda row, v: monitor.after_round(row.round, v, row.losses)
-        )
-    model = build_for(profile, joints)
+        workers = [Hospital(h, profile, arm.strategy.local_norm) for h in own]
+
+        def predictions_of(vector: np.ndarray) -> Predictions:
+            return {w.name: predict(w.model_for(vector), w.data.test.images, profile) for w in workers}
+
+        def after_round(record: RoundRecord, vector: np.ndarray) -> None:
+            rows = {hospital: asdict(row) for hospital, row in record.hospitals.items()}
+            monitor.after_round(record.round, lambda: predictions_of(vector), record.losses, rows)
+
+        done = run_rounds(workers, profile, seed, strategy=arm.strategy, state=state, on_round=after_round)
+        vector, history, predictions = done.vector, done.history, predictions_of(done.vector)
+    return ArmResult(name, vector, predictions, history, monitor.curve, time.process_time() - started)
+
+
+def _predict(vector: np.ndarray, hospitals: list[HospitalData], profile: Profile) -> Predictions:
+    model = build_for(profile, len(hospitals[0].joints))
     load_vector(model, vector)
-    predictions = predict_all(model, hospitals, profile)
-    return ArmResult(arm, vector, predictions, history, monitor.curve, time.process_time() - started)
+    return predict_all(model, hospitals, profile)
 
 
-def _train_alone(films: FilmSet, joints: int, profile: Profile, seed: int, monitor: _Monitor) -> np.ndarray:
-    """Ordinary training: one optimiser that keeps its state, from the same first model as the federation."""
+def _train_alone(
+    films: FilmSet, joints: int, profile: Profile, seed: int, monitor: _Monitor, state: Path | None
+) -> np.ndarray:
+    """Ordinary training: one optimiser that keeps its moments, from the same first model as the federation."""
     model = build_for(profile, joints)
     load_vector(model, initial_vector(profile, joints, seed))
 
     def after_round(index: int, losses: list[float]) -> None:
-        monitor.after_round(index, to_vector(model), {monitor.arm: losses[-1]})
+        scored = partial(predict_all, model, monitor.hospitals, profile)
+        monitor.after_round(index, scored, {monitor.name: losses[-1]}, None)
 
-    fit(model, films, profile, seed, on_round=after_round, who=monitor.arm)
+    fit(model, films, profile, seed, state, on_round=after_round, who=monitor.name)
     return to_vector(model)
 
 
 def run_arms(
-    arms: dict[str, Profile],
+    arms: dict[str, Arm],
     hospitals: list[HospitalData],
     seed: int = 0,
-    log_dir: Path | None = None,
+    folders: Folders = Folders(),
     progress: Progress | None = None,
+    on_row: OnRow | None = None,
 ) -> dict[str, ArmResult]:
-    """All ``arms``, each with its profile; on the CPU in as many one-thread processes as there are cores.
+    """All ``arms``, on the CPU in as many one-thread processes as there are cores; on a GPU one after the other.
 
-    On a GPU they run one after the other.
     ``progress(done, total, text)`` counts film presentations over all arms: rounds of different arms take different
-    times. It is called after each round. Interrupting stops the processes.
+    times. ``on_row(name, row)``: what an arm has to show after a round {round, hospitals, per_joint, mre_px}. Both are
+    called after each round. Interrupting stops the processes.
     """
-    own = {arm: [h for h in hospitals if h.name == arm] or hospitals for arm in arms}
-    total, done = sum(presentations(own[arm], profile) for arm, profile in arms.items()), 0
+    own = {name: [h for h in hospitals if h.name == name] or hospitals for name in arms}
+    total = sum(presentations(own[name], arm.profile) for name, arm in arms.items())
+    shown = Counter()
 
-    def tick(arm: str) -> None:
-        nonlocal done
-        done += presentations(own[arm], arms[arm]) // arms[arm].rounds
+    def tick(name: str, row: dict) -> None:
+        shown[name] = presentations(own[name], arms[name].profile, row["round"] + 1)
+        if on_row:
+            on_row(name, row)
         if progress:
-            progress(done, total, arm)
+            progress(shown.total(), total, name)
 
-    if len(arms) == 1 or any(profile.device != "cpu" for profile in arms.values()):
-        return {arm: run_arm(arm, hospitals, profile, seed, log_dir, tick) for arm, profile in arms.items()}
+    if len(arms) == 1 or any(arm.profile.device != "cpu" for arm in arms.values()):
+        return {name: run_arm(name, arm, hospitals, seed, folders, tick) for name, arm in arms.items()}
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     workers = min(len(arms), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(ticks,)) as executor:
         try:
-            futures = {a: executor.submit(_run_in_worker, a, hospitals, p, seed, log_dir) for a, p in arms.items()}
+            futures = {n: executor.submit(_run_in_worker, n, a, hospitals, seed, folders) for n, a in arms.items()}
             _follow(list(futures.values()), ticks, tick)
         except BaseException:  # an interrupt must not leave processes training for nobody
             executor.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
-        return {arm: future.result() for arm, future in futures.items()}
+        return {name: future.result() for name, future in futures.items()}
 
 
-def _follow(futures: list[Future], ticks, tick: Callable[[str], None]) -> None:
+def _follow(futures: list[Future], ticks, tick: OnRow) -> None:
     """Pass the workers' ticks on until all are done; raise the first error at once."""
     pending = set(futures)
     while pending:
@@ -160,7 +201,7 @@ def _follow(futures: list[Future], ticks, tick: Callable[[str], None]) -> None:
         for future in finished:
             future.result()
         while not ticks.empty():
-            tick(ticks.get())
+            tick(*ticks.get())
 
 
 _ticks = None  # the worker's end of the progress queue
@@ -173,36 +214,20 @@ def _start_worker(ticks) -> None:
     end_with_parent()
 
 
-def end_with_parent() -> None:
-    """Let this worker process end when its parent does; an ``initializer`` for process pools.
-
-    A killed parent cannot stop its workers, and a pool's worker would wait for work forever.
-    """
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+def _run_in_worker(name: str, arm: Arm, hospitals: list[HospitalData], seed: int, folders: Folders) -> ArmResult:
+    return run_arm(name, arm, hospitals, seed, folders, lambda *row: _ticks.put(row))
 
 
-def _exit_with_parent() -> None:
-    wait_for_exit([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _run_in_worker(arm: str, hospitals: list[HospitalData], profile: Profile, seed: int, log_dir: Path | None):
-    return run_arm(arm, hospitals, profile, seed, log_dir, _ticks.put)
-
-
-def presentations(hospitals: list[HospitalData], profile: Profile) -> int:
-    """Film presentations of the federated arm, and of the pooled one: films x local epochs x rounds."""
-    return sum(len(h.train) for h in hospitals) * profile.local_epochs * profile.rounds
+def presentations(hospitals: list[HospitalData], profile: Profile, rounds: int | None = None) -> int:
+    """Film presentations of the first ``rounds`` rounds (default: all): films x local epochs x rounds."""
+    return sum(films_shown(len(h.train), profile, rounds) for h in hospitals)
 
 
 def rounds_for(films: int, profile: Profile) -> Profile:
-    """The profile with enough rounds for a small collection: at least TARGET presentations, at most MOST_ROUNDS.
-
-    With fewer films a round has fewer steps. The decay per round is eased so that the rate ends where it did.
-    """
-    rounds = min(MOST_ROUNDS, max(profile.rounds, -(-TARGET_PRESENTATIONS // films)))
-    return replace(profile, rounds=rounds, round_decay=profile.round_decay ** (profile.rounds / rounds))
+    """The profile with enough rounds for a small collection: at least TARGET presentations, at most MOST_EPOCHS."""
+    epochs = min(MOST_EPOCHS, max(profile.rounds * profile.local_epochs, -(-TARGET_PRESENTATIONS // films)))
+    return replace(profile, rounds=round(epochs / profile.local_epochs))
 
 
 TARGET_PRESENTATIONS = 18_000
-MOST_ROUNDS = 120
+MOST_EPOCHS = 120

@@ -14,8 +14,9 @@ import torch
 
 from fedbone.config import COARSEST_PX, Profile, get_profile, is_full_run
 from fedbone.errors import UserError
-from fedbone.federation.arms import ArmResult, Progress, presentations, rounds_for, run_arms
+from fedbone.federation.arms import Arm, ArmResult, Folders, OnRow, Progress, presentations, rounds_for, run_arms
 from fedbone.federation.evaluation import evaluate, paired_difference, worst_joint
+from fedbone.federation.rounds import history_rows
 from fedbone.files import write_atomic, write_json
 from fedbone.imaging.dataset import HospitalData
 from fedbone.imaging.folder import load_hospitals
@@ -28,6 +29,7 @@ from fedbone.progress import Bar
 from fedbone.vectors import load_vector, sha256
 
 SCHEMA_VERSION = 2
+STATE = "state"  # folder of the arms' state files
 
 
 def results(
@@ -86,17 +88,17 @@ def _gain(arms: dict[str, ArmResult], hospital: HospitalData) -> dict | None:
 
 
 def history_csv(arm: ArmResult) -> bytes:
-    """One row a round: round, vector_sha256, update_norm, and the loss of each hospital."""
-    names = sorted(arm.history[0].losses)
+    """What ``history_rows`` gives, one row per round and hospital, and the fingerprint of the model after the round."""
+    prints = [record.vector_sha256 for record in arm.history for _ in record.hospitals]
+    rows = [{**row, "vector_sha256": sha} for row, sha in zip(history_rows(arm.history), prints, strict=True)]
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["round", "vector_sha256", "update_norm", *(f"loss_{name}" for name in names)])
-    for row in arm.history:
-        table.writerow([row.round, row.vector_sha256, row.update_norm, *(row.losses[name] for name in names)])
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
     return text.getvalue().encode()
 
 
-def standard_arms(hospitals: list[HospitalData], profile: Profile) -> dict[str, Profile]:
+def standard_arms(hospitals: list[HospitalData], profile: Profile) -> dict[str, Arm]:
     """The comparison that every claim about federation needs: federated, pooled, and each hospital alone.
 
     Raises UserError for a hospital that has the name of another arm.
@@ -104,7 +106,7 @@ def standard_arms(hospitals: list[HospitalData], profile: Profile) -> dict[str, 
     for h in hospitals:
         if h.name in ("federated", "pooled"):
             raise UserError(h.name, "a hospital's folder has the name of a training arm", "Rename the folder")
-    return dict.fromkeys(["federated", "pooled", *(h.name for h in hospitals)], profile)
+    return dict.fromkeys(["federated", "pooled", *(h.name for h in hospitals)], Arm(profile))
 
 
 def federate(
@@ -114,15 +116,19 @@ def federate(
     *,
     seed: int = 0,
     data: str = "own",
-    arms: dict[str, Profile] | None = None,
+    arms: dict[str, Arm] | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
+    on_row: OnRow | None = None,
 ) -> tuple[dict, dict[str, ArmResult]]:
     """Train, and write model.safetensors, history.csv and results.json into ``out``; returns (results, arms).
 
-    arms: see ``run_arms`` and ``standard_arms``; the default is the federated arm alone.
+    arms, progress, on_row: see ``run_arms`` and ``standard_arms``; the default is the federated arm alone. resume: keep
+    each arm's state in ``out``/state, and go on from what an interrupted call left there.
     """
     started = time.monotonic()
-    done = run_arms(arms or {"federated": profile}, hospitals, seed, out / "tensorboard", progress)
+    folders = Folders(out / "tensorboard", out / STATE if resume else None)
+    done = run_arms(arms or {"federated": Arm(profile)}, hospitals, seed, folders, progress, on_row)
     summary = results(done, hospitals, profile, seed, data, time.monotonic() - started)
     model = build_for(profile, len(hospitals[0].joints))
     load_vector(model, done["federated"].vector)
@@ -165,7 +171,9 @@ def main(args: argparse.Namespace) -> int:
     print(f"{describe(hospitals)}; rounds: {profile.rounds}; training takes {time_needed}", file=sys.stderr)
     data = "own" if args.data else "generated"
     with Bar("training", "film") as bar:
-        summary, _ = federate(hospitals, profile, args.out, seed=args.seed, data=data, arms=arms, progress=bar)
+        summary, _ = federate(
+            hospitals, profile, args.out, seed=args.seed, data=data, arms=arms, resume=True, progress=bar
+        )
     print(report(summary, len(problems), args.out))
     return 0
 

@@ -6,32 +6,38 @@ The same ``local_update`` runs in a notebook's loop, in a worker process and in 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
+from torch import nn
 
 from fedbone.config import Profile
+from fedbone.errors import UserError
 from fedbone.imaging.dataset import HospitalData
 from fedbone.model.hrnet import build_for
 from fedbone.model.memory_format import in_fastest_format
 from fedbone.model.training import Trainer, train_round
-from fedbone.vectors import load_vector, to_vector
+from fedbone.vectors import differences, layout_of, load_vector, state_arrays, to_vector
+
+PERSONAL_RATE = 0.2  # of the profile's learning rate
 
 
 @dataclass(frozen=True, slots=True)
 class RoundTask:
-    """What the server asks for in one round."""
+    """What the server asks for in one round. proximal_mu: FedProx's mu, 0 for none."""
 
     round: int
     seed: int
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """What a hospital returns: delta (P,) float32 and, per joint, whether it labels it (K public booleans).
 
-    ``report`` (losses, film count) is for the hospital; it leaves only if the hospital's policy releases it. The server
-    never needs it. The loop in ``rounds`` reads the losses because all its hospitals are simulated.
+    ``report`` (losses, film count) is for the hospital, and the server never needs it. Of it only
+    ``Hospital.released_loss`` may leave.
     """
 
     delta: np.ndarray
@@ -40,11 +46,24 @@ class Update:
 
 
 class Hospital:
-    """Films that stay, and the model they train in place."""
+    """Films that stay, and the model they train in place.
 
-    def __init__(self, data: HospitalData, profile: Profile) -> None:
-        self.data, self.profile = data, profile
+    local_norm: FedBN (Li et al., ICLR 2021), for a profile with norm="batch": the hospital has BatchNorm's parameters
+    and running statistics to itself. release_losses: whether its policy lets the server see its training losses.
+    Raises UserError when norm and ``local_norm`` do not go together.
+    """
+
+    def __init__(
+        self, data: HospitalData, profile: Profile, local_norm: bool = False, release_losses: bool = True
+    ) -> None:
+        if local_norm != (profile.norm == "batch"):
+            problem = f"norm={profile.norm!r} and local_norm={local_norm} do not go together"
+            remedy = "BatchNorm is federated with local_norm=True (FedBN), GroupNorm without"
+            raise UserError(f"hospital {data.name}", problem, remedy)
+        self.data, self.profile, self.local_norm, self.release_losses = data, profile, local_norm, release_losses
         self._model = build_for(profile, len(data.joints))
+        self._layout = layout_of(self._model, local_norm=local_norm)
+        self._own: dict[str, np.ndarray] = {}
 
     @property
     def name(self) -> str:
@@ -53,13 +72,78 @@ class Hospital:
     def local_update(self, global_vector: np.ndarray, task: RoundTask) -> Update:
         """Train from ``global_vector`` (P,) for the local epochs of one round and return the difference.
 
-        A fresh optimiser each round: nothing of the hospital survives between rounds. Raises ValueError when the
-        vector does not fit the model, and its subclass UserError when training diverged.
+        A fresh optimiser each round: between rounds nothing of the hospital survives but its norm under FedBN, of which
+        the difference is zero. Raises ValueError when the vector does not fit the model, and its subclass UserError
+        when training diverged; the norm is then as it was before the round.
         """
-        load_vector(self._model, global_vector)
-        films = self.data.train
-        model = in_fastest_format(self._model, self.profile, films.images.shape[-1], len(self.data.joints))
-        words = [task.seed, zlib.crc32(self.name.encode()), task.round]
-        losses = train_round(Trainer(model, self.profile), films, task.round, words, self.name)
+        if task.round == 0:
+            self._own = {}  # another federation begins, with the norm that the server sends
+        self._fill(self._model, global_vector)
+        losses = self._train(self._model, self.profile, task)
         delta = to_vector(self._model) - global_vector
-        return Update(delta, self.data.labelled, {"losses": losses, "films": len(films)})
+        if self.local_norm:
+            delta[self._layout.is_kind("norm")] = 0
+            self._own = self._norm_of(self._model)
+        return Update(delta, self.data.labelled, {"losses": losses, "films": len(self.data.train)})
+
+    def released_loss(self, update: Update) -> float | None:
+        """The mean loss of the update's last pass over films, or None where the hospital's policy keeps it."""
+        return update.report["losses"][-1] if self.release_losses else None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What stays here between rounds, by name: FedBN's norm after the first round, otherwise nothing."""
+        return {name: array.copy() for name, array in self._own.items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from a ``state()`` of this hospital. Raises UserError when it is of another model."""
+        expected = self._norm_of(self._model) if state and self.local_norm else {}
+        if wrong := differences(expected, state):
+            remedy = "Give each hospital the state that it saved itself, with the same profile"
+            raise UserError(f"hospital {self.name}", f"its state is of another model: {wrong}", remedy)
+        self._own = {name: array.copy() for name, array in state.items()}
+
+    def model_for(self, global_vector: np.ndarray) -> nn.Module:
+        """A new model with ``global_vector`` (P,) and, under FedBN, this hospital's norm; in evaluation mode.
+
+        Before its first round a hospital has no statistics of its own films, and FedBN's model is of no use to it.
+        """
+        model = build_for(self.profile, len(self.data.joints))
+        self._fill(model, global_vector)
+        return model.eval()
+
+    def personalised(self, global_vector: np.ndarray, epochs: int, seed: int, head_only: bool = True) -> np.ndarray:
+        """(P,) float32: ``global_vector`` trained further on this hospital's films, for itself alone.
+
+        head_only: the head's parameters only, otherwise all; FedBN's norm stays as it is. The learning rate is a fifth
+        of the federation's first one (PERSONAL_RATE): the model is nearly where it should be. Raises as
+        ``local_update``.
+        """
+        model = self.model_for(global_vector)
+        free = self._layout.is_kind("head") if head_only else np.full(self._layout.size, True)
+        if self.local_norm:
+            free &= ~self._layout.is_kind("norm")
+        for slot, parameter in zip(self._layout.slots, model.parameters(), strict=True):
+            parameter.requires_grad_(bool(free[slot.start]))
+        rate = PERSONAL_RATE * self.profile.learning_rate
+        profile = replace(self.profile, local_epochs=epochs, learning_rate=rate, round_decay=1.0, cooldown=0.0)
+        self._train(model, profile, RoundTask(self.profile.rounds, seed))
+        return np.where(free, to_vector(model), global_vector)
+
+    def _train(self, model: nn.Module, profile: Profile, task: RoundTask) -> list[float]:
+        films, words = self.data.train, [task.seed, zlib.crc32(self.name.encode())]
+        model = in_fastest_format(model, profile, films.images.shape[-1], len(self.data.joints))
+        trainer = Trainer(model, profile, proximal_mu=task.proximal_mu)
+        return train_round(trainer, films, task.round, words, self.name)
+
+    def _fill(self, model: nn.Module, global_vector: np.ndarray) -> None:
+        """The global parameters; under FedBN new statistics, and then the hospital's own norm where it has one."""
+        load_vector(model, global_vector)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+        if self._own:
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in self._own.items()}, strict=False)
+
+    def _norm_of(self, model: nn.Module) -> dict[str, np.ndarray]:
+        shared = {slot.name for slot in self._layout.slots if slot.kind != "norm"}
+        return {name: array for name, array in state_arrays(model).items() if name not in shared}

@@ -25,7 +25,7 @@ from fedbone.model.fit import Fit, OnStep, fit
 from fedbone.model.hrnet import HRNet, build_for, load_model, save_model
 from fedbone.model.imagenet import warm_start
 from fedbone.model.pace import MEASURED_STEPS, Pace, duration, forecast
-from fedbone.model.training import steps_an_epoch
+from fedbone.model.schedule import steps_in_all
 from fedbone.progress import Bar
 from fedbone.vectors import HEAD, sha256, to_vector
 
@@ -103,12 +103,12 @@ def plan(hospitals: list[HospitalData], profile: Profile, start: str) -> str:
     """What is about to happen: films, presentations, optimiser steps, and how long it should take."""
     shown_films = presentations(hospitals, profile)
     films = sum(len(h.train) for h in hospitals)
-    steps = steps_an_epoch(films, profile) * profile.local_epochs * profile.rounds
     time_needed = forecast(profile, shown_films, gpu_name(profile), cores=1)
     return (
         f"{describe(hospitals)}\n"
         f"start: {start}\n"
-        f"{films} training films, {profile.rounds} rounds: {shown_films} presentations of a film in {steps} steps\n"
+        f"{films} training films, {profile.rounds} rounds: {shown_films} presentations of a film "
+        f"in {steps_in_all(films, profile)} steps\n"
         f"expected time: {time_needed}; measured after {MEASURED_STEPS} steps"
     )
 

@@ -89,20 +89,24 @@ def training_hospitals(
     n_test: int = 100,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    *,
+    test_from: int = TEST_FROM,
 ) -> list[HospitalData]:
     """The three hospitals' training and test films, generated once and kept as one .npz a hospital.
 
+    test_from: index of the first test film; VALIDATION_FROM gives other patients' films, by which to choose settings.
     The cache (default: build_dir()/cache) is made again when it is missing, damaged or of another generator.
     ``progress(done, total, text)`` is called after each film.
     """
     folder = Path(cache_dir) if cache_dir else build_dir() / "cache"
     total, hospitals = len(SITES) * (n_train + n_test), []
     for number, name in enumerate(SITES):
-        path = folder / f"{name}_v{GENERATOR_VERSION}_s{seed}_px{size_px}_n{n_train}_t{n_test}.npz"
+        part = "" if test_from == TEST_FROM else f"_from{test_from}"
+        path = folder / f"{name}_v{GENERATOR_VERSION}_s{seed}_px{size_px}_n{n_train}_t{n_test}{part}.npz"
         sets = _read_cache(path)
         if sets is None:
             sets = []
-            for first, count, done in ((0, n_train, 0), (TEST_FROM, n_test, n_train)):
+            for first, count, done in ((0, n_train, 0), (test_from, n_test, n_train)):
                 before = number * (n_train + n_test) + done
                 sets.append(_film_set(name, seed, range(first, first + count), size_px, before, total, progress))
             _write_cache(path, sets)

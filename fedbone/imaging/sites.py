@@ -19,7 +19,8 @@ from fedbone.imaging.skeleton import load_skeleton
 from fedbone.imaging.spine import STRAIGHT
 
 VIEWS = ("AP", "LATERAL", "OBLIQUE")
-TEST_FROM, SAMPLE_FROM = 100_000, 200_000  # first film index of the test and the sample films
+# first film index of the test, the validation and the sample films
+TEST_FROM, VALIDATION_FROM, SAMPLE_FROM = 100_000, 150_000, 200_000
 _BEHIND_M = 0.04  # flesh, cover and grid between a joint and the detector
 _MARGIN_PX = 6  # a joint on the very edge cannot be told, and must not leave a smaller copy of the film
 

@@ -8,7 +8,6 @@ same bytes as one that nobody disturbed.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,14 +18,15 @@ import torch
 from torch import nn
 
 from fedbone.config import Profile
-from fedbone.errors import UserError
 from fedbone.imaging.dataset import FilmSet
 from fedbone.model.memory_format import in_fastest_format
-from fedbone.model.training import Position, Trainer, reproducible, steps, steps_an_epoch
-from fedbone.vectors import load_checkpoint, save_checkpoint, state_arrays
+from fedbone.model.schedule import passes, steps_in_all
+from fedbone.model.training import Position, Trainer, reproducible, steps
+from fedbone.run_state import digest, load_state, save_state
+from fedbone.vectors import state_arrays
 
 SAVE_EVERY_S = 30.0
-FREE = ("micro_batch", "checkpointing", "own_size_px", "server_momentum", "joint_rows")  # may change between two calls
+FREE = ("micro_batch", "checkpointing", "own_size_px")  # may change between two calls
 PATIENCE = 20  # times as long as a save took must pass before the next: W32 has 343 MB of state, and disks differ
 OnRound = Callable[[int, list[float]], None]
 OnStep = Callable[[int, int, float], None]
@@ -84,7 +84,7 @@ def fit(
 
 
 def _start_of(round_index: int, seed: int) -> Position:
-    return Position(round_index, np.random.default_rng([seed, round_index]))
+    return Position(round_index, [seed])
 
 
 class _Run:
@@ -103,9 +103,10 @@ class _Run:
 
     def done(self) -> tuple[int, int]:
         """(optimiser steps done, steps of the whole training)."""
-        profile, epoch = self.trainer.profile, steps_an_epoch(len(self.films), self.trainer.profile)
-        epochs = self.at.round * profile.local_epochs + len(self.at.losses)
-        return epochs * epoch + len(self.at.step_losses), profile.rounds * profile.local_epochs * epoch
+        films, profile, at = len(self.films), self.trainer.profile, self.at
+        a_pass = steps_in_all(films, profile, 1) // passes(profile)  # passes of one round are alike
+        here = len(at.losses) * a_pass + len(at.step_losses)
+        return steps_in_all(films, profile, at.round) + here, steps_in_all(films, profile)
 
     def clocks(self) -> tuple[float, float]:
         """(wall seconds, processor seconds), those of interrupted calls included."""
@@ -131,25 +132,17 @@ class _Run:
             arrays["order"] = at.order
         place = {"round": at.round, "losses": at.losses, "step_losses": at.step_losses, "rounds": self.losses}
         place |= {"rng": at.rng.bit_generator.state, "scaler": self.trainer.scaler.state_dict()}
-        header = {"training": self.belongs, "place": place, "clocks": self.clocks()}
-        header["digest"] = _digest(arrays, header)
-        save_checkpoint(path, arrays, header)
+        save_state(path, "training", self.belongs, arrays, {"place": place, "clocks": self.clocks()})
 
     def resume(self) -> None:
         """Stand where the state file says; without one, at the start."""
-        if self.path is None:
+        found = load_state(self.path, "training", self.belongs) if self.path else None
+        if found is None:
             return
-        for left_over in self.path.parent.glob(f".{self.path.name}.*"):  # of a kill in the middle of a save
-            left_over.unlink()
-        if not self.path.exists():
-            return
-        arrays, header = _read(self.path)
-        if wrong := _difference(header["training"], self.belongs):
-            remedy = "Delete it to train from the start, or name another folder (--out) to keep it"
-            raise UserError(self.path, f"it is the state of another training: {wrong}", remedy)
+        arrays, header = found
         _restore(self.trainer, arrays, header["place"]["scaler"])
         place = header["place"]
-        self.at = Position(place["round"], np.random.default_rng(), place["losses"], None, place["step_losses"])
+        self.at = Position(place["round"], [self.belongs["seed"]], place["losses"], None, place["step_losses"])
         self.at.rng.bit_generator.state = place["rng"]
         self.at.order = arrays.get("order")
         self.losses, self.earlier = place["rounds"], tuple(header["clocks"])
@@ -158,49 +151,16 @@ class _Run:
 def _belongs(model: nn.Module, films: FilmSet, profile: Profile, seed: int) -> dict:
     """What two trainings must share for one to go on where the other stopped.
 
-    Not what only saves memory: who ran out of it in the middle goes on with smaller passes. Nor what a federation does.
+    Not what only saves memory: who ran out of it in the middle goes on with smaller passes.
     """
     start = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in state_arrays(model).items()}
     return {
         **{name: value for name, value in asdict(profile).items() if name not in FREE},
         "seed": seed,
         "joints": films.keypoints.shape[1],
-        "films": _digest({"images": films.images, "keypoints": films.keypoints}, len(films)),
-        "first weights": _digest({}, start),
+        "films": digest({"images": films.images, "keypoints": films.keypoints}, len(films)),
+        "first weights": digest({}, start),
     }
-
-
-def _difference(theirs: dict, ours: dict) -> str:
-    """In words, what differs; empty when nothing does."""
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return ", ".join(
-        f"other {name}" if name in ("films", "first weights") else f"{name} {theirs.get(name)}, now {ours.get(name)}"
-        for name in names
-    )
-
-
-def _digest(arrays: dict[str, np.ndarray], header: object) -> str:
-    """sha256 of arrays with their names, types and shapes, and of a JSON value."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, header) of a state file. Raises UserError unless every byte is as it was written."""
-    remedy = "Delete it to train from the start, or name another folder (--out)"
-    try:
-        arrays, header = load_checkpoint(path)
-    except UserError as error:
-        raise UserError(path, f"the state of the training cannot be read: {error.problem}", remedy) from error
-    digest = header.pop("digest", None)
-    if digest is None:
-        raise UserError(path, "it is a checkpoint, but not the state of a training", remedy)
-    if digest != _digest(arrays, header):
-        raise UserError(path, "the state of the training is damaged: its checksum does not fit", remedy)
-    return arrays, header
 
 
 def _moments(trainer: Trainer) -> dict[str, np.ndarray]:

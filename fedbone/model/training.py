@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from fedbone.config import Profile
 from fedbone.errors import UserError
 from fedbone.imaging.dataset import FilmSet
+from fedbone.model import schedule
 from fedbone.model.decoding import confidence, heatmap_to_array, soft_argmax
 from fedbone.model.losses import keypoint_loss
 from fedbone.model.out_of_memory import out_of_memory
 
 LOSS_SCALE = 1024.0
+EPOCH = 1  # last seed word of the order of an epoch that several rounds share
 Loss = Callable[[Tensor, Tensor, int, float, float], Tensor]
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -81,12 +83,16 @@ def reproducible(device: str) -> Iterator[None]:
 class Trainer:
     """A model with its optimiser and its loss. Adam's moments are kept as long as the object lives.
 
-    loss: called as ``keypoint_loss`` is; a mean over the labelled joints of the films it gets.
+    loss: called as ``keypoint_loss`` is; a mean over the labelled joints of the films it gets. proximal_mu: mu of
+    FedProx, the pull of every step towards the weights as they are now (Li et al., MLSys 2020, equation 2).
     """
 
-    def __init__(self, model: nn.Module, profile: Profile, loss: Loss = keypoint_loss) -> None:
-        self.profile, self.loss = profile, loss
+    def __init__(
+        self, model: nn.Module, profile: Profile, loss: Loss = keypoint_loss, proximal_mu: float = 0.0
+    ) -> None:
+        self.profile, self.loss, self.proximal_mu = profile, loss, proximal_mu
         self.model = model.to(profile.device)
+        self.start = [p.detach().clone() for p in self.model.parameters()] if proximal_mu else []
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=profile.learning_rate)
         # PyTorch starts at 65536 and halves on overflow, which skips steps: a short local epoch could lose all of them
         self.scaler = torch.amp.GradScaler(profile.device, LOSS_SCALE, enabled=profile.precision == "fp16")
@@ -112,6 +118,7 @@ class Trainer:
 
         With ``profile.micro_batch`` the batch goes through the network in passes. The mean is over labelled joints, so
         a pass weighs as much as it has of them. GroupNorm looks at each film alone, BatchNorm at the films of a pass.
+        FedProx's pull is in the gradient, not in the loss that is returned.
         """
         profile, losses = self.profile, []
         labels = _labels(keypoints)
@@ -125,7 +132,17 @@ class Trainer:
             loss = self.loss(logits, points, some.shape[-1], profile.sigma_px, wing_weight) * share
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
+        self._pull_towards_start()
         return float(sum(losses))
+
+    def _pull_towards_start(self) -> None:
+        """Add mu (w - w_start), the gradient of mu / 2 ||w - w_start||^2, to the gradient: once a step, not a pass."""
+        if not self.start:
+            return
+        mu = self.proximal_mu * self.scaler.get_scale()  # the loss's gradients are scaled too
+        for parameter, start in zip(self.model.parameters(), self.start, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
 def _labels(keypoints: Tensor) -> int:
@@ -143,30 +160,34 @@ def autocast(profile: Profile) -> contextlib.AbstractContextManager:
 class Position:
     """Where the training of a round stands: with the trainer's state, all that the next step depends on.
 
-    losses: mean loss of each finished epoch; order (N,): the films as this epoch shows them, None before it starts;
-    step_losses: one per optimiser step of this epoch.
+    words: seed words of whoever trains, the round apart; losses: mean loss of each finished pass; order (n,): the films
+    as this pass shows them, None before it starts; step_losses: one per optimiser step of this pass.
     """
 
     round: int
-    rng: np.random.Generator
+    words: list[int]
     losses: list[float] = field(default_factory=list)
     order: np.ndarray | None = None
     step_losses: list[float] = field(default_factory=list)
+    rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng([*self.words, self.round])
 
 
 def steps(trainer: Trainer, films: FilmSet, at: Position, who: str) -> Iterator[float]:
     """Train the rest of a round: yields the loss after each optimiser step, and ``at`` moves along.
 
-    Round 0 is cross-entropy alone, later rounds add Wing. An epoch shows every film once; its batches are near-equal.
-    Raises UserError when memory does not suffice, or, naming ``who`` trains, when training diverged.
+    The first epoch is cross-entropy alone, later ones add Wing. The batches of a pass are near-equal. Raises UserError
+    when memory does not suffice, or, naming ``who`` trains, when training diverged.
     """
     profile = trainer.profile
-    rate = profile.learning_rate * profile.round_decay**at.round
-    wing_weight = profile.wing_weight if at.round > 0 else 0.0
-    while len(at.losses) < profile.local_epochs:
+    rate = schedule.learning_rate(profile, at.round)
+    wing_weight = profile.wing_weight if at.round * profile.local_epochs >= 1 else 0.0
+    while len(at.losses) < schedule.passes(profile):
         if at.order is None:
-            at.order = at.rng.permutation(len(films))
-        batches = np.array_split(at.order, steps_an_epoch(len(films), profile))
+            at.order = _films_of_pass(at, len(films), profile)
+        batches = np.array_split(at.order, -(-len(at.order) // profile.batch))
         for index in batches[len(at.step_losses) :]:
             batch = augment(films, index, at.rng, profile)
             loss = _step_or_explain(trainer, batch, rate, wing_weight)
@@ -186,9 +207,14 @@ def diverged(who: str, round_index: int, how: str) -> UserError:
     return UserError(who, problem, "Lower the learning rate of the profile, and look at the films")
 
 
-def steps_an_epoch(films: int, profile: Profile) -> int:
-    """Optimiser steps that show each of ``films`` films once."""
-    return -(-films // profile.batch)
+def _films_of_pass(at: Position, films: int, profile: Profile) -> np.ndarray:
+    """Which of ``films`` films the pass shows, in order: all, or this round's part of an epoch's permutation."""
+    parts = schedule.parts_of_epoch(films, profile)
+    if parts == 1:
+        return at.rng.permutation(films)
+    epoch, part = divmod(at.round, parts)
+    order = np.random.default_rng([*at.words, epoch, EPOCH]).permutation(films)  # the same in all rounds of an epoch
+    return np.array_split(order, parts)[part]
 
 
 def _step_or_explain(trainer: Trainer, batch: tuple[Tensor, Tensor], rate: float, wing_weight: float) -> float:
@@ -204,11 +230,12 @@ def _step_or_explain(trainer: Trainer, batch: tuple[Tensor, Tensor], rate: float
 def train_round(
     trainer: Trainer, films: FilmSet, round_index: int, seed_words: list[int], who: str = "training"
 ) -> list[float]:
-    """The local epochs of one round; returns their losses.
+    """The local epochs of one round, or its part of one; returns the losses.
 
-    ``seed_words`` (for example [seed, hospital, round]) fix order and augmentation. Raises UserError as ``steps`` does.
+    ``seed_words`` (for example [seed, hospital]) and the round fix order and augmentation. Raises UserError as
+    ``steps`` does.
     """
-    at = Position(round_index, np.random.default_rng(seed_words))
+    at = Position(round_index, seed_words)
     with reproducible(trainer.profile.device):
         for _ in steps(trainer, films, at, who):
             pass

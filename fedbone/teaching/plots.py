@@ -40,7 +40,9 @@ def show(figure: Figure, alt: str, *, photo: bool = False) -> HTML:
     if photo:
         picture.save(buffer, kind, quality=JPEG_QUALITY, optimize=True)
     else:
-        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, kind, optimize=True)
+        # the default, median cut, gives small areas such as a legend's dots the colours of others
+        few = picture.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(buffer, kind, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return HTML(f'<img alt="{html.escape(alt)}" style="max-width:100%" src="data:image/{kind};base64,{data}">')
 
@@ -183,3 +185,53 @@ def bland_altman(axes: Axes, first: np.ndarray, second: np.ndarray, agreement: d
         axes.annotate(f"{value:+.1f}", (1, value), xycoords=("axes fraction", "data"), va="bottom", ha="right")
     axes.set(xlabel=f"mean of both, {unit}", ylabel=f"predicted - labelled, {unit}")
     axes.grid(alpha=0.3)
+
+
+def intervals(
+    axes: Axes, names: Sequence[str], values: Sequence[float], ends: Sequence[Sequence[float] | None], x_label: str
+) -> None:
+    """One row per name, the first on top: a point at its value and a bar over its interval (none where it is None)."""
+    for y, (value, interval) in enumerate(zip(values, ends, strict=True)):
+        if interval is not None:
+            axes.plot(interval, [y, y], color=HOSPITAL_COLOURS[0], lw=2, alpha=0.6, solid_capstyle="butt")
+        axes.plot(value, y, "o", color=HOSPITAL_COLOURS[0], markersize=5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel=x_label, ylim=(len(names) - 0.5, -0.5))
+    axes.grid(alpha=0.3, axis="x")
+
+
+GAIN, LOSS, UNCLEAR = ("#0072B2", "o"), ("#D55E00", "s"), ("#777777", "D")  # colour and marker
+
+
+def forest(axes: Axes, rows: Sequence[tuple[str, float, float, float]], x_label: str) -> None:
+    """Differences (name, value, low, high) with their intervals; those of one name share a row, the first on top.
+
+    A filled blue circle where the whole interval is below zero, an orange square where it is above, a hollow grey
+    diamond where it holds zero.
+    """
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    for y, name in enumerate(names):
+        own = [row[1:] for row in rows if row[0] == name]
+        for index, (value, low, high) in enumerate(own):
+            colour, marker = GAIN if high < 0 else LOSS if low > 0 else UNCLEAR
+            height = y + 0.22 * (index - (len(own) - 1) / 2)
+            axes.plot([low, high], [height] * 2, color=colour, lw=1.6)
+            fill = "white" if marker == UNCLEAR[1] else colour
+            axes.plot(value, height, marker, color=colour, markerfacecolor=fill, markersize=5.5)
+    axes.axvline(0, color="black", lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel=x_label, ylim=(len(names) - 0.5, -0.5))
+    axes.grid(alpha=0.3, axis="x")
+
+
+def matrix(
+    axes: Axes, rows: Sequence[str], columns: Sequence[str], values: np.ndarray, texts: Sequence[Sequence[str]]
+) -> None:
+    """A table (rows, columns) of ``values`` from 0 (dark) to 1 (bright), each cell with its text."""
+    axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")  # cells as wide as their texts
+    for y, line in enumerate(texts):
+        for x, text in enumerate(line):
+            colour = "black" if values[y, x] > 0.5 else "white"
+            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)

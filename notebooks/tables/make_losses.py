@@ -27,7 +27,7 @@ from fedbone.model.hrnet import build
 from fedbone.model.losses import WING_EPSILON, WING_REFERENCE_PX, WING_WIDTH, gaussian_targets, keypoint_loss, wing
 from fedbone.model.metrics import radial_errors, summarise
 from fedbone.model.training import Trainer, as_batch, reproducible, train_round
-from notebooks.tables.table import processor, save, seeds
+from notebooks.tables.table import ONE_PLACE, processor, save, seeds
 
 WINDOW = 5  # heatmap pixels around the peak that the second decoder reads
 COLUMNS = "loss seed decoder pck_0_05 pck_0_02 mre_px worst_joint_pck_0_05 processor torch generator".split()
@@ -125,7 +125,7 @@ def measure(name: str, seed: int, profile: Profile) -> list[dict]:
     joints = hospitals[0].joints
     trainer = Trainer(build(profile.preset, len(joints), seed), profile, LOSSES[name])
     for index in range(profile.rounds):
-        train_round(trainer, train, index, [seed, index])
+        train_round(trainer, train, index, [seed])
     rows = []
     for decoder, decode in decoders(name).items():
         found = summarise(radial_errors(locate(trainer.model, test, decode), test), joints)
@@ -138,7 +138,7 @@ def measure(name: str, seed: int, profile: Profile) -> list[dict]:
 
 def main() -> None:
     """All losses and seeds, as many at a time as there are processors."""
-    profile = get_profile("cpu")
+    profile = get_profile("cpu", **ONE_PLACE)
     training_hospitals(profile.size_px)  # drawn once, before the workers ask for them
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as executor:
         runs = [executor.submit(measure, name, seed, profile) for seed in seeds() for name in LOSSES]

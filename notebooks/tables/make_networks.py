@@ -31,7 +31,7 @@ from fedbone.model.hrnet import build
 from fedbone.model.metrics import radial_errors, summarise
 from fedbone.model.resnet import build_resnet50
 from fedbone.model.training import Trainer, predict, train_round
-from notebooks.tables.table import FOLDER, processor, save
+from notebooks.tables.table import FOLDER, ONE_PLACE, processor, save
 
 SEEDS = (0, 1, 2)
 CPU_SECONDS = 60
@@ -76,7 +76,7 @@ def shortened(profile: Profile, rounds: float, train: FilmSet) -> tuple[Profile,
 
 def measure(device: str, name: str, seed: int) -> dict:
     """One row."""
-    profile = PROFILES["cpu" if device == "cpu" else "t4"]
+    profile = replace(PROFILES["cpu" if device == "cpu" else "t4"], **ONE_PLACE)
     train, test, joints = films(profile.size_px)
     new = partial(NETWORKS[device][name], len(joints))
     budget = f"{profile.rounds * len(train)} presentations"
@@ -87,7 +87,7 @@ def measure(device: str, name: str, seed: int) -> dict:
     trainer, clock = Trainer(new(seed), profile), time.process_time if device == "cpu" else time.perf_counter
     started = clock()
     for index in range(profile.rounds):
-        train_round(trainer, part, index, [seed, index], name)
+        train_round(trainer, part, index, [seed], name)
     seconds = clock() - started
     found = summarise(radial_errors(predict(trainer.model, test.images, profile), test), joints)
     joint, worst = worst_joint(found)

@@ -1,16 +1,23 @@
-"""What the scripts of this folder share: their arguments and the form of their tables."""
+"""What the scripts of this folder share: their arguments, the form of their tables, and filling one row by row."""
 
 from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
+import os
 import platform
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from fedbone.federation.processes import end_with_parent
 from fedbone.files import write_atomic
 
 FOLDER = Path(__file__).parent
+# the schedule of the tables about networks and losses: 30 epochs in one place, a rate that ends at 0.4 of the first
+ONE_PLACE = {"rounds": 30, "local_epochs": 1, "round_decay": 0.97, "cooldown": 0.0}
 
 
 def seeds() -> list[int]:
@@ -28,6 +35,15 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def rows(name: str) -> list[dict[str, str]]:
+    """The rows of a table of this folder; none where it is not there yet."""
+    path = FOLDER / name
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def save(name: str, columns: list[str], rows: list[dict]) -> None:
     """Write a table of this folder, and print it."""
     text = io.StringIO()
@@ -36,3 +52,20 @@ def save(name: str, columns: list[str], rows: list[dict]) -> None:
     table.writerows(rows)
     write_atomic(FOLDER / name, text.getvalue().encode())
     print(text.getvalue())
+
+
+def fill(name: str, columns: list[str], work: list[tuple[str, int]], measure: Callable[[str, int], list[dict]]) -> None:
+    """Measure what the table lacks of ``work``, its first two columns, and write it anew after each measurement.
+
+    Two tables are never mixed: delete a table whose films or settings have changed. As many processes as cores.
+    """
+    done = rows(name)
+    there = {(row[columns[0]], row[columns[1]]) for row in done}
+    missing = [key for key in work if (key[0], str(key[1])) not in there]
+    order = {(arm, str(seed)): place for place, (arm, seed) in enumerate(sorted(work, key=lambda key: key[1]))}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, initializer=end_with_parent) as executor:
+        for future in as_completed([executor.submit(measure, *key) for key in missing]):
+            done += future.result()
+            done.sort(key=lambda row: order.get((row[columns[0]], str(row[columns[1]])), len(order)))
+            save(name, columns, done)

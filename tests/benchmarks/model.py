@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +34,12 @@ from fedbone.config import PROFILES
 from fedbone.imaging.dataset import FilmSet
 from fedbone.model.hrnet import build
 from fedbone.model.training import augment, reproducible, rotate
+from tests.benchmarks.timing import Work, medians
 
 AGAINST_TIMM = [("w18s", "hrnet_w18_small", 256, 2), ("w32", "hrnet_w32", 128, 1)]
 JOINTS, LARGE_PX, PRODUCT = 17, 512, 1024
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 PROFILE = PROFILES["cpu"]
-
-Work = Callable[[], object]
-
-
-def cpu_seconds(work: Work) -> float:
-    """CPU seconds of one call."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
-def medians(repeats: int, *works: Work) -> list[float]:
-    """Median CPU seconds of each of ``works``, called in turn; the first turn warms up and is not counted."""
-    turns = [[cpu_seconds(work) for work in works] for _ in range(repeats + 1)][1:]
-    return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
 def step(model: nn.Module, films: Tensor, dtype: torch.dtype = torch.float32) -> Work:
