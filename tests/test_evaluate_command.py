@@ -128,6 +128,20 @@ def test_several_models_make_a_matrix_and_their_ensemble_where_each_is_a_hospita
     assert "of the model, by row, at the hospital, by column" in capsys.readouterr().out
 
 
+def test_the_tables_carry_the_ends_of_each_interval(dots, tmp_path, monkeypatch):
+    """A stand-in for the network that misses every joint of each hospital's first film and nothing else."""
+    answers = {}
+    for h in HOSPITALS:
+        for number, (image, truth) in enumerate(zip(h.test.images, h.test.truth, strict=True)):
+            answers[image.tobytes()] = truth + np.float32([30 * (number == 0), 0, -1.5])
+    monkeypatch.setattr(command, "predict", lambda _, images, profile: np.stack([answers[i.tobytes()] for i in images]))
+    command.main(options(tmp_path / "out", *(weights(tmp_path / f"{name}.safetensors") for name in "xy")))
+    for file in ("matrix.csv", "per_joint.csv"):
+        for row in table(tmp_path / "out" / file):
+            assert (float(row["pck_0_05"]), float(row["mre_px"])) == (0.75, pytest.approx(7.5, abs=1e-4))
+            assert 0 <= float(row["low_95"]) <= 0.5 < float(row["high_95"]) == 1
+
+
 def test_models_of_other_names_make_no_ensemble_and_old_files_do_not_stay(dots, tmp_path):
     path = weights(tmp_path / "m.safetensors")
     command.main(options(tmp_path / "out", f"a={path}", f"new={path}"))

@@ -16,7 +16,7 @@ from fedbone.config import COARSEST_PX, Profile, get_profile, is_full_run
 from fedbone.errors import UserError
 from fedbone.federation.arms import Arm, ArmResult, Folders, OnRow, Progress, presentations, rounds_for, run_arms
 from fedbone.federation.evaluation import evaluate, paired_difference, worst_joint
-from fedbone.federation.rounds import history_rows
+from fedbone.federation.history import history_rows
 from fedbone.files import write_atomic, write_json
 from fedbone.imaging.dataset import HospitalData
 from fedbone.imaging.folder import load_hospitals
