@@ -101,11 +101,17 @@ class _Monitor:
 
 
 def run_arm(
-    name: str, arm: Arm, hospitals: list[HospitalData], seed: int, folders: Folders, tick: Callable[[str, dict], None]
+    name: str,
+    arm: Arm,
+    hospitals: list[HospitalData],
+    seed: int,
+    folders: Folders,
+    tick: Callable[[str, dict], None],
+    processes: int = 1,
 ) -> ArmResult:
     """Train one arm and predict all test films: ``pooled``, a hospital's name (local-only), or any name (federated).
 
-    ``tick(name, row)`` is called after each round.
+    ``tick(name, row)`` is called after each round. processes: for the hospitals of a federation.
     """
     started = time.process_time()
     local = [h for h in hospitals if h.name == name]
@@ -125,7 +131,9 @@ def run_arm(
             rows = {hospital: asdict(row) for hospital, row in record.hospitals.items()}
             monitor.after_round(record.round, lambda: predictions_of(vector), record.losses, rows)
 
-        done = run_rounds(workers, profile, seed, strategy=arm.strategy, state=state, on_round=after_round)
+        done = run_rounds(
+            workers, profile, seed, strategy=arm.strategy, state=state, on_round=after_round, processes=processes
+        )
         vector, history, predictions = done.vector, done.history, predictions_of(done.vector)
     return ArmResult(name, vector, predictions, history, monitor.curve, time.process_time() - started)
 
@@ -158,12 +166,14 @@ def run_arms(
     folders: Folders = Folders(),
     progress: Progress | None = None,
     on_row: OnRow | None = None,
+    processes: int = 1,
 ) -> dict[str, ArmResult]:
     """All ``arms``, on the CPU in as many one-thread processes as there are cores; on a GPU one after the other.
 
     ``progress(done, total, text)`` counts film presentations over all arms: rounds of different arms take different
     times. ``on_row(name, row)``: what an arm has to show after a round {round, hospitals, per_joint, mre_px}. Both are
-    called after each round. Interrupting stops the processes.
+    called after each round. processes: for the hospitals of a single arm, which has the cores to itself; the result is
+    the same. Interrupting stops the processes.
     """
     own = {name: [h for h in hospitals if h.name == name] or hospitals for name in arms}
     total = sum(presentations(own[name], arm.profile) for name, arm in arms.items())
@@ -176,8 +186,10 @@ def run_arms(
         if progress:
             progress(shown.total(), total, name)
 
-    if len(arms) == 1 or any(arm.profile.device != "cpu" for arm in arms.values()):
-        return {name: run_arm(name, arm, hospitals, seed, folders, tick) for name, arm in arms.items()}
+    on_gpu = any(arm.profile.device != "cpu" for arm in arms.values())
+    if len(arms) == 1 or on_gpu:
+        processes = 1 if on_gpu else min(processes, len(hospitals))
+        return {name: run_arm(name, arm, hospitals, seed, folders, tick, processes) for name, arm in arms.items()}
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     workers = min(len(arms), os.cpu_count() or 1)

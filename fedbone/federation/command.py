@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import sys
 import time
 from dataclasses import replace
@@ -120,15 +121,16 @@ def federate(
     resume: bool = False,
     progress: Progress | None = None,
     on_row: OnRow | None = None,
+    processes: int = 1,
 ) -> tuple[dict, dict[str, ArmResult]]:
     """Train, and write model.safetensors, history.csv and results.json into ``out``; returns (results, arms).
 
-    arms, progress, on_row: see ``run_arms`` and ``standard_arms``; the default is the federated arm alone. resume: keep
-    each arm's state in ``out``/state, and go on from what an interrupted call left there.
+    arms: see ``standard_arms``; the default is the federated arm alone. resume: keep each arm's state in ``out``/state,
+    and go on from what an interrupted call left there. The rest: see ``run_arms``.
     """
     started = time.monotonic()
     folders = Folders(out / "tensorboard", out / STATE if resume else None)
-    done = run_arms(arms or {"federated": Arm(profile)}, hospitals, seed, folders, progress, on_row)
+    done = run_arms(arms or {"federated": Arm(profile)}, hospitals, seed, folders, progress, on_row, processes)
     summary = results(done, hospitals, profile, seed, data, time.monotonic() - started)
     model = build_for(profile, len(hospitals[0].joints))
     load_vector(model, done["federated"].vector)
@@ -167,12 +169,20 @@ def main(args: argparse.Namespace) -> int:
     profile = at_size_of(hospitals, profile)
     arms = standard_arms(hospitals, profile) if args.compare else None
     shown = presentations(hospitals, profile) * (3 if args.compare else 1)  # federated, pooled, and all local ones
-    time_needed = forecast(profile, shown, gpu_name(profile), None if args.compare else 1)
+    time_needed = forecast(profile, shown, gpu_name(profile))
     print(f"{describe(hospitals)}; rounds: {profile.rounds}; training takes {time_needed}", file=sys.stderr)
     data = "own" if args.data else "generated"
     with Bar("training", "film") as bar:
         summary, _ = federate(
-            hospitals, profile, args.out, seed=args.seed, data=data, arms=arms, resume=True, progress=bar
+            hospitals,
+            profile,
+            args.out,
+            seed=args.seed,
+            data=data,
+            arms=arms,
+            resume=True,
+            progress=bar,
+            processes=os.cpu_count() or 1,
         )
     print(report(summary, len(problems), args.out))
     return 0
