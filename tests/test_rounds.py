@@ -269,6 +269,19 @@ def test_the_order_of_hospitals_does_not_change_a_bit():
     assert [record.round for record in forward.history] == [0, 1]
 
 
+def test_the_order_of_hospitals_does_not_change_who_is_asked():
+    forward, backward = (run_rounds(h, PROFILE, rules=RoundRules(0.67)) for h in (three(), three()[::-1]))
+    assert fingerprint(forward) == fingerprint(backward)
+    assert history_rows(forward.history) == history_rows(backward.history)
+
+
+def test_after_each_round_the_objects_hold_what_stays_in_the_hospitals():
+    """Also b's, whose training of round 1 does not count."""
+    hospitals, seen = three(b={1: "nan"}), []
+    run_rounds(hospitals, PROFILE, rules=TWO_OF_THREE, on_round=lambda *_: seen.append([h.visits for h in hospitals]))
+    assert seen == [[1, 1, 1], [2, 1, 2], [3, 2, 3], [4, 3, 4]]
+
+
 def test_objects_that_were_used_before_start_anew():
     hospitals = three()
     first = run_rounds(hospitals, PROFILE)
