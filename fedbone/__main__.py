@@ -193,7 +193,7 @@ def _add_deidentify(sub: argparse.ArgumentParser) -> None:
 def _add_films_and_schedule(sub: argparse.ArgumentParser, written: str) -> None:
     sub.add_argument("--data", type=Path, help="folder with one sub-folder per hospital (default: generated hospitals)")
     sub.add_argument("--out", type=Path, required=True, help=f"folder for {written}")
-    sub.add_argument("--rounds", type=positive, help="default: that of the profile")
+    sub.add_argument("--rounds", type=positive, help="each shows a quarter of the films; default: the profile's")
     sub.add_argument("--size", type=positive, metavar="PX", help="side of the square input; default: the profile's")
     sub.add_argument("--preset", choices=PRESET_NAMES, help="the HRNet; default: the profile's")
     sub.add_argument("--micro-batch", type=positive, metavar="FILMS", help="films a pass; a batch is several passes")

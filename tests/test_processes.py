@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -37,6 +38,7 @@ def test_processes_give_the_bytes_of_a_single_one():
     alone, together = run(1), run(2)
     assert alone == together
     assert all(alone[2])
+    assert not multiprocessing.active_children()  # a notebook lives on, and its cores are for the next cell
 
 
 def test_a_hospital_that_dies_hangs_or_fails_harms_nobody_else():

@@ -20,7 +20,7 @@ from fedbone import __main__ as shell
 from fedbone.config import SAMPLE, get_profile
 from fedbone.errors import UserError
 from fedbone.federation import training_command
-from fedbone.federation.arms import run_arms
+from fedbone.federation.arms import Arm, run_arms
 from fedbone.federation.training_command import MODEL, RESULTS, STATE, first_model, main
 from fedbone.imaging.coco import COCO_JOINTS
 from fedbone.imaging.hospitals import training_hospitals
@@ -48,17 +48,17 @@ def dots(monkeypatch):
 def test_it_trains_the_pooled_arm_and_writes_what_it_scored(dots, tmp_path, capsys):
     assert main(options(tmp_path / "out")) == 0
     summary = json.loads((tmp_path / "out" / RESULTS).read_text())
-    pooled = run_arms({"pooled": get_profile("cpu", rounds=2)}, HOSPITALS)["pooled"]
+    pooled = run_arms({"pooled": Arm(get_profile("cpu", rounds=2))}, HOSPITALS)["pooled"]
     assert summary["vector_sha256"] == sha256(pooled.vector)
     model, metadata = load_model(tmp_path / "out" / MODEL)
     assert sha256(to_vector(model)) == summary["vector_sha256"]
     assert metadata["joints"] == summary["joints"] == list(JOINTS)
     assert summary["metrics"]["mre_px"] == pooled.curve[-1]["mre_px"]
     assert set(summary["metrics"]["per_hospital"]) == {"a", "b"}
-    assert (summary["n_train"], summary["presentations"], len(summary["losses"])) == ({"a": 5, "b": 6}, 22, 2)
+    assert (summary["n_train"], summary["presentations"], len(summary["losses"])) == ({"a": 5, "b": 6}, 6, 2)
     assert summary["seconds"] >= 0 <= summary["cpu_seconds"]
     out, err = capsys.readouterr()
-    assert "11 training films, 2 rounds: 22 presentations of a film in 4 steps\n" in err
+    assert "11 training films, 2 rounds: 6 presentations of a film in 2 steps\n" in err  # 3 films a round: a quarter
     assert "\nexpected time: less than a minute (estimate for 1 core like ours); measured after 20 steps\n" in err
     assert "mean radial error" in out
 
@@ -156,7 +156,7 @@ KILLED = """
                 os.kill(os.getpid(), 9)
         return fit(*args, on_step=step, save_every_s=0.0, **more)
     training_command.fit = killed
-    training_command.main(options(Path(sys.argv[1])))
+    training_command.main(options(Path(sys.argv[1]), rounds=4))
 """
 
 
@@ -171,9 +171,9 @@ def test_the_same_command_goes_on_after_a_kill(dots, tmp_path, monkeypatch):
     assert not (out / RESULTS).exists()
     steps = []
     monkeypatch.setattr(training_command, "shown", lambda bar: lambda *row: steps.append(row[0]))
-    assert main(options(out)) == 0
+    assert main(options(out, rounds=4)) == 0
     assert steps == [4]
-    main(options(tmp_path / "undisturbed"))
+    main(options(tmp_path / "undisturbed", rounds=4))
     found, expected = (json.loads((folder / RESULTS).read_text()) for folder in (out, tmp_path / "undisturbed"))
     assert found["vector_sha256"] == expected["vector_sha256"]
     assert found["losses"] == expected["losses"]
@@ -280,4 +280,4 @@ def test_a_network_with_batch_norm_trains_and_keeps_its_statistics(dots, tmp_pat
     assert model.config.norm == "batch"
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms
-    assert all(module.num_batches_tracked == 4 for module in norms)  # two rounds of two batches
+    assert all(module.num_batches_tracked == 2 for module in norms)  # two rounds of one batch

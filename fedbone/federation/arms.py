@@ -34,6 +34,7 @@ from fedbone.vectors import load_vector, to_vector
 
 Progress = Callable[[int, int, str], None]
 OnRow = Callable[[str, dict], None]
+POOLED = "pooled"  # the arm that has all films in one place
 CURVE_POINTS = 6  # evaluations on the test films along a run, for the figure alone: nothing is selected by them
 
 
@@ -87,7 +88,7 @@ class _Monitor:
         row = {"round": index, "hospitals": hospitals, "per_joint": None, "mre_px": None}
         if index == self.profile.rounds - 1 or (index + 1) % self.every == 0:
             metrics = evaluate(predictions(), self.hospitals)
-            shown = presentations(self.hospitals, self.profile, index + 1)
+            shown = presentations(self.hospitals, self.profile, index + 1, self.name == POOLED)
             scores = {name: metrics[name] for name in ("pck_0_05", "mre_px")}
             self.curve.append({"round": index + 1, "presentations": shown, **scores})
             scalars |= {f"test/{name}": value for name, value in scores.items()}
@@ -118,7 +119,7 @@ def run_arm(
     own, profile = local or hospitals, arm.profile
     monitor = _Monitor(name, own, profile, folders.log, tick)
     state = folders.state / f"{name}.safetensors" if folders.state else None
-    if local or name == "pooled":
+    if local or name == POOLED:
         vector = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor, state)
         history, predictions = [], _predict(vector, hospitals, profile)
     else:
@@ -175,12 +176,14 @@ def run_arms(
     called after each round. processes: for the hospitals of a single arm, which has the cores to itself; the result is
     the same. Interrupting stops the processes.
     """
-    own = {name: [h for h in hospitals if h.name == name] or hospitals for name in arms}
-    total = sum(presentations(own[name], arm.profile) for name, arm in arms.items())
-    shown = Counter()
+    def shown_by(name: str, rounds: int | None = None) -> int:
+        own = [h for h in hospitals if h.name == name] or hospitals
+        return presentations(own, arms[name].profile, rounds, name == POOLED)
+
+    shown, total = Counter(), sum(map(shown_by, arms))
 
     def tick(name: str, row: dict) -> None:
-        shown[name] = presentations(own[name], arms[name].profile, row["round"] + 1)
+        shown[name] = shown_by(name, row["round"] + 1)
         if on_row:
             on_row(name, row)
         if progress:
@@ -230,9 +233,15 @@ def _run_in_worker(name: str, arm: Arm, hospitals: list[HospitalData], seed: int
     return run_arm(name, arm, hospitals, seed, folders, lambda *row: _ticks.put(row))
 
 
-def presentations(hospitals: list[HospitalData], profile: Profile, rounds: int | None = None) -> int:
-    """Film presentations of the first ``rounds`` rounds (default: all): films x local epochs x rounds."""
-    return sum(films_shown(len(h.train), profile, rounds) for h in hospitals)
+def presentations(
+    hospitals: list[HospitalData], profile: Profile, rounds: int | None = None, pooled: bool = False
+) -> int:
+    """Film presentations of the first ``rounds`` rounds (default: all): films x local epochs x rounds.
+
+    pooled: of all films in one set; parts of an epoch are then cut otherwise, which differs by a few films a round.
+    """
+    sets = [len(h.train) for h in hospitals]
+    return sum(films_shown(films, profile, rounds) for films in ([sum(sets)] if pooled else sets))
 
 
 def rounds_for(films: int, profile: Profile) -> Profile:

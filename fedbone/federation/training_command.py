@@ -101,7 +101,7 @@ def _require_same_network(path: Path, model: HRNet, other: HRNet) -> None:
 
 def plan(hospitals: list[HospitalData], profile: Profile, start: str) -> str:
     """What is about to happen: films, presentations, optimiser steps, and how long it should take."""
-    shown_films = presentations(hospitals, profile)
+    shown_films = presentations(hospitals, profile, pooled=True)
     films = sum(len(h.train) for h in hospitals)
     time_needed = forecast(profile, shown_films, gpu_name(profile), cores=1)
     return (
@@ -137,7 +137,7 @@ def results(
         "start": start,
         "seed": args.seed,
         "rounds": profile.rounds,
-        "presentations": presentations(hospitals, profile),
+        "presentations": presentations(hospitals, profile, pooled=True),
         "joints": list(hospitals[0].joints),
         "size_px": profile.size_px,
         "n_train": {h.name: len(h.train) for h in hospitals},

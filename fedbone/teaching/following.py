@@ -16,8 +16,9 @@ from fedbone.teaching.setup import Machine
 
 SAY_EVERY_S = 60.0
 TRAINING_FILMS = 600  # of the workbook's own three hospitals
-ARMS = 4  # times that notebook 05 shows each of them in a round: federated, pooled, alone, the tutorial's settings
-OTHER_PASSES = 6000  # presentations in notebooks 03 and 04
+ARMS = 3  # times that notebook 05 shows each of them: federated, pooled, alone
+SHORT_ROUNDS = 48  # of the cpu profile there: its tables have all rounds
+OTHER_PASSES = 11_000  # presentations in notebooks 03 and 04, about
 
 
 def variables(profile: str | None) -> dict[str, str]:
@@ -25,11 +26,17 @@ def variables(profile: str | None) -> dict[str, str]:
     return {"FEDBONE_PROFILE": profile} if profile else {}
 
 
+def presentations_of_the_workbook(profile: Profile) -> float:
+    """Film presentations of all notebooks on the workbook's own hospitals."""
+    rounds = min(SHORT_ROUNDS, profile.rounds) if profile.name == "cpu" else profile.rounds
+    return TRAINING_FILMS * ARMS * rounds * profile.local_epochs + OTHER_PASSES
+
+
 def expected(profile: Profile) -> str:
     """One line before the start: how long the notebooks will train."""
     if own_data():
         return "training: how long depends on your films; the time left is printed while it runs"
-    passes = TRAINING_FILMS * ARMS * profile.rounds + OTHER_PASSES
+    passes = presentations_of_the_workbook(profile)
     gpu = Machine().nvidia_smi().partition(",")[0] if profile.device == "cuda" else ""
     return f"training, {profile.name} profile: {forecast(profile, passes, gpu, min(ARMS, os.cpu_count() or 1))}"
 
