@@ -40,6 +40,7 @@ def settings(profile: Profile) -> dict[str, Arm]:
         f"{POOLED}, cooldown 0.3": Arm(profile),
         f"{POOLED}, cooldown 0.6": Arm(longer),
         f"{POOLED}, rate 0.002": Arm(replace(profile, learning_rate=0.002)),
+        **{name: Arm(replace(profile, batch=4)) for name in ("120 rounds, batch 4", f"{POOLED}, batch 4")},
         **{f"{POOLED}, x {factor} an epoch": Arm(changed) for factor, changed in decayed.items()},
     }
 
