@@ -99,7 +99,10 @@ def test_without_processes_there_is_no_deadline():
         pass
 
 
-@pytest.mark.parametrize("error", [OddError("a", "b"), OSError("full"), RuntimeError(lambda: 0)], ids=repr)
+ERRORS = {"two arguments": OddError("a", "b"), "plain": OSError("full"), "not picklable": RuntimeError(lambda: 0)}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_every_error_can_cross_processes(error):
     again = pickle.loads(pickle.dumps(_portable(error)))
     assert str(error).split(" at 0x")[0] in str(again)

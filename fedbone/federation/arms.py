@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from fedbone.config import Profile
 from fedbone.federation.evaluation import Predictions, evaluate, predict_all
@@ -120,8 +121,8 @@ def run_arm(
     monitor = _Monitor(name, own, profile, folders.log, tick)
     state = folders.state / f"{name}.safetensors" if folders.state else None
     if local or name == POOLED:
-        vector = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor, state)
-        history, predictions = [], _predict(vector, hospitals, profile)
+        model = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor, state)
+        vector, history, predictions = to_vector(model), [], predict_all(model, hospitals, profile)
     else:
         workers = [Hospital(h, profile, arm.strategy.local_norm) for h in own]
 
@@ -139,15 +140,9 @@ def run_arm(
     return ArmResult(name, vector, predictions, history, monitor.curve, time.process_time() - started)
 
 
-def _predict(vector: np.ndarray, hospitals: list[HospitalData], profile: Profile) -> Predictions:
-    model = build_for(profile, len(hospitals[0].joints))
-    load_vector(model, vector)
-    return predict_all(model, hospitals, profile)
-
-
 def _train_alone(
     films: FilmSet, joints: int, profile: Profile, seed: int, monitor: _Monitor, state: Path | None
-) -> np.ndarray:
+) -> nn.Module:
     """Ordinary training: one optimiser that keeps its moments, from the same first model as the federation."""
     model = build_for(profile, joints)
     load_vector(model, initial_vector(profile, joints, seed))
@@ -157,7 +152,7 @@ def _train_alone(
         monitor.after_round(index, scored, {monitor.name: losses[-1]}, None)
 
     fit(model, films, profile, seed, state, on_round=after_round, who=monitor.name)
-    return to_vector(model)
+    return model
 
 
 def run_arms(
@@ -193,6 +188,13 @@ def run_arms(
     if len(arms) == 1 or on_gpu:
         processes = 1 if on_gpu else min(processes, len(hospitals))
         return {name: run_arm(name, arm, hospitals, seed, folders, tick, processes) for name, arm in arms.items()}
+    return _in_processes(arms, hospitals, seed, folders, tick)
+
+
+def _in_processes(
+    arms: dict[str, Arm], hospitals: list[HospitalData], seed: int, folders: Folders, tick: OnRow
+) -> dict[str, ArmResult]:
+    """Each arm in a process of its own, as many at a time as there are cores."""
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     workers = min(len(arms), os.cpu_count() or 1)

@@ -32,7 +32,7 @@ def test_all() -> int:
     """The slow tests, the whole workbook with full training, and whether every pin has a binary wheel."""
     book = [sys.executable, "-m", "fedbone", "workbook"]  # as a reader would run it, with the reader's variables
     return _steps(
-        ("slow tests", pytest("-m", "slow", str(TESTS)), environment()),
+        ("slow tests", pytest("-m", "slow", *TWO_PROCESSES, str(TESTS)), environment()),
         ("the whole workbook", book, None),
         ("binary wheels for every pin", [sys.executable, str(TESTS / "wheels.py")], None),
     )

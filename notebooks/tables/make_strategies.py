@@ -21,6 +21,7 @@ from fedbone.imaging.hospitals import GENERATOR_VERSION, training_hospitals
 from fedbone.vectors import sha256
 from notebooks.tables.table import fill, seeds
 
+POOLED = "pooled"
 SCORES = ["pck_0_05", "pck_0_02", "mre_px", "mre_mm", "sdr_10_mm"]
 COLUMNS = ["arm", "seed", *SCORES, "worst_hospital_mre_px", "worst_joint", "worst_joint_pck_0_05", "presentations"]
 COLUMNS += ["vector_sha256", "generator"]
@@ -58,6 +59,8 @@ def arms(profile: Profile) -> dict[str, Arm]:
         "batch 16": Arm(replace(profile, batch=16)),
         "batch 32": Arm(replace(profile, batch=32)),
         "batch 64": Arm(replace(profile, batch=64)),
+        "rate 0.002": Arm(replace(profile, learning_rate=0.002)),
+        f"{POOLED}, rate 0.002": Arm(replace(profile, learning_rate=0.002)),
         "FedProx": Arm(profile, Strategy(proximal_mu=PROXIMAL_MU)),
         "FedAdam": Arm(profile, Strategy(server=FedAdam(learning_rate=SERVER_RATE))),
         "FedBN": Arm(replace(profile, norm="batch"), Strategy(local_norm=True)),
@@ -74,7 +77,8 @@ def measure(name: str, seed: int) -> list[dict]:
     """The row of one arm and seed."""
     profile = get_profile("cpu")
     hospitals, arm = training_hospitals(profile.size_px), arms(profile)[name]
-    done = run_arm(name, arm, hospitals, seed, Folders(), lambda *_: None)
+    training = POOLED if name.startswith(POOLED) else name
+    done = run_arm(training, arm, hospitals, seed, Folders(), lambda *_: None)
     metrics = evaluate(done.predictions, hospitals)
     joint, worst = worst_joint(metrics)
     hospital = max(there["mre_px"] for there in metrics["per_hospital"].values())
