@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
 import cv2
 import numpy as np
 
@@ -32,3 +36,18 @@ def dot_films(count: int, labelled: tuple[int, ...] = (0, 1, 2), seed: int = 0, 
 
 def dot_hospital(name: str, labelled: tuple[int, ...] = (0, 1, 2), seed: int = 0, count: int = 8) -> HospitalData:
     return HospitalData(name, JOINTS, dot_films(count, labelled, seed), dot_films(4, labelled, seed + 1000))
+
+
+def all_ended(pids: Iterable[int], within_s: float = 20.0) -> bool:
+    """Whether all these processes end in time; one that only waits to be collected has ended."""
+    deadline = time.monotonic() + within_s
+    while (left := any(map(_runs, pids))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not left
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from fedbone.errors import UserError
 from fedbone.federation.arms import Arm, Folders, presentations, rounds_for, run_arms
 from fedbone.vectors import sha256
-from tests.helpers import dot_hospital, tiny_profile
+from tests.helpers import all_ended, dot_hospital, tiny_profile
 
 HOSPITALS = [dot_hospital("a", (0, 1), 1), dot_hospital("b", (1, 2), 2, count=12)]
 
@@ -88,15 +87,4 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         parent.kill()
     assert workers
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in workers)
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
+    assert all_ended(workers)

@@ -20,7 +20,7 @@ from fedbone.federation.processes import HospitalProcesses, _portable, at_work
 from fedbone.federation.rounds import RoundRules, run_rounds
 from fedbone.federation.strategies import Strategy
 from tests.fake_hospitals import PROFILE, START, FakeHospital, OddError, three
-from tests.helpers import dot_hospital, tiny_profile
+from tests.helpers import all_ended, dot_hospital, tiny_profile
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a POSIX signal")
 
@@ -149,15 +149,4 @@ def test_processes_end_with_their_parent(stop, tmp_path):
         error = parent.stderr.read()
     assert len(workers) == 1
     assert error.count("KeyboardInterrupt") == (stop == signal.SIGINT)
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in workers)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    assert all_ended(workers)
