@@ -47,7 +47,10 @@ class Profile:
     brightness: float = 0.10
 
     def __post_init__(self) -> None:
-        whole = self.local_epochs if self.local_epochs >= 1 else 1 / max(self.local_epochs, 1e-9)
+        if self.rounds < 1 or self.batch < 1 or not 0 <= self.cooldown <= 1 or not 0 < self.local_epochs < 1e6:
+            given = f"{self.rounds}, {self.batch}, {self.cooldown} and {self.local_epochs}"
+            raise ValueError(f"rounds, batch, cooldown and local_epochs are {given}: at least 1, 1, 0 to 1, above 0")
+        whole = self.local_epochs if self.local_epochs >= 1 else 1 / self.local_epochs
         if abs(whole - round(whole)) > 1e-6:
             raise ValueError(f"local_epochs is {self.local_epochs}; give a whole number, or 1 divided by one")
 

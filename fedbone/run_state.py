@@ -5,6 +5,7 @@ A run is continued by the same call alone. The file of another run, or a damaged
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from pathlib import Path
@@ -41,7 +42,7 @@ def load_state(path: Path, kind: str, belongs: dict) -> tuple[dict[str, np.ndarr
     What a kill in the middle of a save left beside it is removed. Raises UserError unless every byte is as it was
     written, by a run of the same ``kind`` that ``belongs`` to the same things.
     """
-    for left_over in path.parent.glob(f".{path.name}.*"):
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*"):
         left_over.unlink()
     if not path.exists():
         return None
@@ -71,11 +72,10 @@ def _read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict]:
 def _difference(theirs: dict, ours: dict) -> str:
     """In words, what differs; empty when nothing does. A digest says nothing to a reader and is not shown."""
     pairs = [(name, theirs.get(name), ours.get(name)) for name in {**theirs, **ours}]
-    return ", ".join(
-        f"other {name}" if _is_digest(old) or _is_digest(new) else f"{name} {old}, now {new}"
-        for name, old, new in pairs
-        if old != new
-    )
+    changed = [pair for pair in pairs if pair[1] != pair[2]]
+    plain = [f"{name} {old}, now {new}" for name, old, new in changed if not (_is_digest(old) or _is_digest(new))]
+    # last: other films often follow from another seed
+    return ", ".join([*plain, *(f"other {name}" for name, old, new in changed if _is_digest(old) or _is_digest(new))])
 
 
 def _is_digest(value: object) -> bool:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -65,6 +66,18 @@ def test_presentations_and_rounds_for_small_collections():
     parts = replace(profile, rounds=120, local_epochs=0.25)
     assert rounds_for(300, parts).rounds == 240  # 60 epochs
     assert presentations(HOSPITALS, rounds_for(300, parts)) == 20 * 60
+    fives = [dot_hospital(name, count=5) for name in "abc"]
+    once = replace(parts, rounds=1)  # a quarter of 5 films is 2, of 15 it is 4
+    assert [presentations(fives, once, pooled) for pooled in (False, True)] == [6, 4]
+
+
+def test_an_arm_whose_process_is_killed_is_explained():
+    def kill_all(*_):
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(UserError, match="ended from outside"):
+        run_arms(dict.fromkeys(["federated", "pooled"], Arm(tiny_profile(rounds=1000))), HOSPITALS, on_row=kill_all)
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):

@@ -7,9 +7,12 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedbone.errors import UserError
+from fedbone.federation.arms import Arm
 from fedbone.federation.command import at_size_of, federate, main, score_lines, standard_arms
+from fedbone.federation.strategies import Strategy
 from fedbone.imaging.hospitals import write_sample
 from fedbone.model.hrnet import load_model
 from fedbone.vectors import sha256, to_vector
@@ -77,6 +80,28 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, compared):
     assert len(seen) < 2 * len(arms)  # some rounds were not trained again
     without_time = {key: value for key, value in summary.items() if key != "seconds"}
     assert without_time == {key: value for key, value in compared[1].items() if key != "seconds"}
+
+
+def test_curves_go_on_where_they_stopped_and_a_finished_run_keeps_them(tmp_path):
+    def steps():
+        events = EventAccumulator(str(tmp_path / "tensorboard" / "federated")).Reload()
+        return [event.step for event in events.Scalars("test/mre_px")]
+
+    def stop(name, row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(HOSPITALS, tiny_profile(), tmp_path, resume=True, on_row=stop)
+    assert steps() == [1]
+    for _ in range(2):
+        federate(HOSPITALS, tiny_profile(), tmp_path, resume=True)
+        assert steps() == [1, 2]
+
+
+def test_norms_of_their_own_leave_no_one_model_to_write(tmp_path):
+    arms = {"federated": Arm(tiny_profile(norm="batch"), Strategy(local_norm=True))}
+    with pytest.raises(ValueError, match="FedBN leaves no one model"):
+        federate(HOSPITALS, tiny_profile(norm="batch"), tmp_path, arms=arms)
 
 
 def test_unknown_spacing_gives_null_millimetres(tmp_path):

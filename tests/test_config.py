@@ -32,3 +32,12 @@ def test_folders(monkeypatch, tmp_path):
     assert own_data() is None
     monkeypatch.setenv("FEDBONE_DATA", str(tmp_path))
     assert own_data() == tmp_path.resolve()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", 0), ("batch", 0), ("cooldown", 2.0), ("local_epochs", 0), ("local_epochs", -1), ("local_epochs", 0.3)],
+)
+def test_a_schedule_that_means_nothing_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        get_profile("cpu", **{name: value})

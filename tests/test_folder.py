@@ -120,6 +120,8 @@ def test_one_patient_cannot_be_split(tmp_path: Path) -> None:
     hospital(tmp_path / "a", 6, per_patient=6)
     with pytest.raises(UserError, match="one patient"):
         load_hospitals(tmp_path, 32)
+    (data,), _ = load_hospitals(tmp_path, 32, split=False)  # but evaluated by a model from elsewhere
+    assert (len(data.train), len(data.test)) == (6, 0)
 
 
 def test_given_test_folder(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from fedbone.errors import UserError
 from fedbone.federation.history import HospitalRow, RoundRecord, from_json, history_rows, to_json
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.federation.rounds import Outcome, RoundRules, asked_in, initial_vector, run_rounds
-from fedbone.federation.strategies import CoordinateMedian, FedAdam, FedAvgM, Strategy
+from fedbone.federation.strategies import CoordinateMedian, FedAdam, FedAvgM, Strategy, TrimmedMean
+from fedbone.model.hrnet import build_for
 from fedbone.privacy.dp import GaussianNoise
 from fedbone.run_state import save_state
-from fedbone.vectors import sha256
+from fedbone.vectors import layout_of, sha256
 from tests.fake_hospitals import HEAD_ROWS, PROFILE, START, FakeHospital, three
 from tests.helpers import dot_hospital, tiny_profile
 
@@ -161,7 +163,35 @@ def test_under_differential_privacy_the_denominator_and_the_factors_stay():
     expected[HEAD_ROWS[2]] *= 3
     assert outcome.vector == pytest.approx(START + expected, abs=1e-7)
     row = outcome.history[0].hospitals["c"]
-    assert (row.weight, row.update_norm, row.loss) == (1 / 3, None, 1.0)
+    assert (row.weight, row.update_norm, row.loss) == (1 / 3, None, None)  # nothing exact of one hospital
+
+
+def test_a_trimmed_mean_of_too_few_updates_is_explained_and_can_go_on(tmp_path):
+    strategy = Strategy(combine=TrimmedMean, joint_rows=False)
+    rules, state = RoundRules(min_hospitals=1), tmp_path / "state"
+    with pytest.raises(UserError, match=r"round 1: 2 updates are too few"):
+        run_rounds(three(b={1: "raise"}), PROFILE, strategy=strategy, rules=rules, state=state)
+    assert len(run_rounds(three(), PROFILE, strategy=strategy, rules=rules, state=state).history) == 4
+
+
+def test_a_strategy_that_the_next_process_would_not_know_is_refused(tmp_path):
+    strategy = Strategy(combine=lambda: TrimmedMean(1), joint_rows=False)
+    with pytest.raises(UserError, match="not be known again") as refused:
+        run_rounds(three(), PROFILE, strategy=strategy, state=tmp_path / "state")
+    assert "partial" in refused.value.remedy
+    run_rounds(three(), PROFILE, strategy=replace(strategy, combine=partial(TrimmedMean, 1)), state=tmp_path / "state")
+
+
+def test_the_norm_that_stays_in_the_hospitals_gets_no_noise():
+    profile = tiny_profile(rounds=1, norm="batch")
+    hospitals = real_hospitals(profile, local_norm=True)
+    strategy = Strategy(server=FedAvgM(0.0), local_norm=True)
+    after = run_rounds(hospitals, profile, strategy=strategy, noise=GaussianNoise(0.1, 1.0)).vector
+    moved = after != initial_vector(profile, 3, 0, local_norm=True)
+    norm = layout_of(build_for(profile, 3), local_norm=True).is_kind("norm")
+    assert norm.any()
+    assert not moved[norm].any()
+    assert moved[~norm].mean() > 0.9
 
 
 def test_under_differential_privacy_the_denominator_is_that_of_all_who_might_have_been_asked():
@@ -398,7 +428,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 OTHERS = [
     ({"profile": replace(PROFILE, rounds=5)}, "rounds 4, now 5"),
-    ({"seed": 1}, "other first model, seed 0, now 1"),
+    ({"seed": 1}, "seed 0, now 1, other first model"),
     ({"strategy": Strategy(server=FedAvgM(0.5))}, "FedAvgM(momentum=0.6)"),
     ({"rules": RoundRules(participation=0.5)}, "participation 1.0, now 0.5"),
     ({"noise": GaussianNoise(0.1)}, "noise None, now {'sigma': 0.1, 'clip_norm': None}"),

@@ -26,7 +26,7 @@ def test_there_is_no_state_yet(tmp_path):
     ("changes", "words"),
     [
         ({"seed": 2}, "another training: seed 1, now 2. Delete"),
-        ({"films": digest({}, None), "seed": 2}, "another training: other films, seed 1, now 2. Delete"),
+        ({"films": digest({}, None), "seed": 2}, "another training: seed 1, now 2, other films. Delete"),
         ({"names": ["a"]}, "another training: names ['a', 'b'], now ['a']. Delete"),
         ({"rounds": 3}, "another training: rounds None, now 3. Delete"),
     ],
@@ -36,6 +36,14 @@ def test_what_differs_is_named(tmp_path, changes, words):
     with pytest.raises(UserError) as refused:
         load_state(tmp_path / "state", "training", {**BELONGS, **changes})
     assert words in str(refused.value)
+
+
+def test_what_a_killed_save_left_is_removed_whatever_the_name(tmp_path):
+    path = tmp_path / "x [a].safetensors"
+    left_over = tmp_path / f".{path.name}.abc"
+    left_over.write_text("half")
+    assert load_state(path, "training", BELONGS) is None
+    assert not left_over.exists()
 
 
 def test_another_kind_of_run_is_refused(tmp_path):

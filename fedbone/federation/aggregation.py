@@ -85,7 +85,10 @@ class Aggregation:
             self.combiner.add(np.zeros(self.server.layout.size, np.float32), 1 - taken / self.of)
         mean = self.combiner.result()
         if self.server.noise:
-            return self.server.noise.add(mean)
+            noisy = self.server.noise.add(mean)
+            if self.server.strategy.local_norm:
+                noisy[self.server.layout.is_kind("norm")] = 0  # it stays in the hospitals, and so has nothing to hide
+            return noisy
         return mean * (self.of / taken) if is_mean and taken < self.of else mean
 
     def _row_factor(self) -> np.ndarray:

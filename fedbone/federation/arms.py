@@ -1,18 +1,19 @@
 """Federated, pooled and local-only training side by side, each in a process of its own with one thread.
 
-Every arm sees the same number of film presentations per film, so that differences come from who sees which films.
+Every arm shows each film equally often, so that differences come from who sees which films (a hospital with fewer
+films than an epoch has parts shows its films more often).
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,10 @@ import numpy as np
 from torch import nn
 
 from fedbone.config import Profile
-from fedbone.federation.evaluation import Predictions, evaluate, predict_all
+from fedbone.errors import UserError
+from fedbone.federation.evaluation import Predictions, predict_all
 from fedbone.federation.hospital import Hospital
+from fedbone.federation.monitor import Monitor, OnRow
 from fedbone.federation.processes import end_with_parent
 from fedbone.federation.rounds import RoundRecord, initial_vector, run_rounds
 from fedbone.federation.strategies import Strategy
@@ -34,9 +37,7 @@ from fedbone.model.training import predict
 from fedbone.vectors import load_vector, to_vector
 
 Progress = Callable[[int, int, str], None]
-OnRow = Callable[[str, dict], None]
 POOLED = "pooled"  # the arm that has all films in one place
-CURVE_POINTS = 6  # evaluations on the test films along a run, for the figure alone: nothing is selected by them
 
 
 @dataclass(frozen=True)
@@ -67,41 +68,6 @@ class Folders:
     state: Path | None = None
 
 
-class _Monitor:
-    """What an arm does after each round: report progress, write scalars, now and then look at the test films."""
-
-    def __init__(self, name: str, hospitals: list[HospitalData], profile: Profile, log_dir: Path | None, tick) -> None:
-        self.name, self.hospitals, self.profile, self.tick = name, hospitals, profile, tick
-        self.curve: list[dict] = []
-        self.every = max(1, profile.rounds // CURVE_POINTS)
-        self.writer = None
-        if log_dir is not None:
-            from torch.utils.tensorboard import SummaryWriter  # three seconds of imports that only a log needs
-
-            shutil.rmtree(log_dir / name, ignore_errors=True)  # an earlier run's curve would be drawn into this one
-            self.writer = SummaryWriter(str(log_dir / name))
-
-    def after_round(
-        self, index: int, predictions: Callable[[], Predictions], losses: dict[str, float], hospitals: dict | None
-    ) -> None:
-        """``predictions``: on the test films, asked for when needed; ``hospitals``: a federation's row for each one."""
-        scalars = {f"loss/{name}": value for name, value in losses.items()}
-        row = {"round": index, "hospitals": hospitals, "per_joint": None, "mre_px": None}
-        if index == self.profile.rounds - 1 or (index + 1) % self.every == 0:
-            metrics = evaluate(predictions(), self.hospitals)
-            shown = presentations(self.hospitals, self.profile, index + 1, self.name == POOLED)
-            scores = {name: metrics[name] for name in ("pck_0_05", "mre_px")}
-            self.curve.append({"round": index + 1, "presentations": shown, **scores})
-            scalars |= {f"test/{name}": value for name, value in scores.items()}
-            row["per_joint"] = {joint: found["pck_0_05"] for joint, found in metrics["per_joint"].items()}
-            row["mre_px"] = metrics["mre_px"]
-        if self.writer:
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, index + 1)
-            self.writer.flush()
-        self.tick(self.name, row)
-
-
 def run_arm(
     name: str,
     arm: Arm,
@@ -118,7 +84,8 @@ def run_arm(
     started = time.process_time()
     local = [h for h in hospitals if h.name == name]
     own, profile = local or hospitals, arm.profile
-    monitor = _Monitor(name, own, profile, folders.log, tick)
+    shown = partial(presentations, own, profile, name == POOLED)
+    monitor = Monitor(name, own, profile.rounds, shown, folders.log, tick)
     state = folders.state / f"{name}.safetensors" if folders.state else None
     if local or name == POOLED:
         model = _train_alone(pool([h.train for h in own]), len(own[0].joints), profile, seed, monitor, state)
@@ -141,7 +108,7 @@ def run_arm(
 
 
 def _train_alone(
-    films: FilmSet, joints: int, profile: Profile, seed: int, monitor: _Monitor, state: Path | None
+    films: FilmSet, joints: int, profile: Profile, seed: int, monitor: Monitor, state: Path | None
 ) -> nn.Module:
     """Ordinary training: one optimiser that keeps its moments, from the same first model as the federation."""
     model = build_for(profile, joints)
@@ -173,7 +140,7 @@ def run_arms(
     """
     def shown_by(name: str, rounds: int | None = None) -> int:
         own = [h for h in hospitals if h.name == name] or hospitals
-        return presentations(own, arms[name].profile, rounds, name == POOLED)
+        return presentations(own, arms[name].profile, name == POOLED, rounds)
 
     shown, total = Counter(), sum(map(shown_by, arms))
 
@@ -202,6 +169,9 @@ def _in_processes(
         try:
             futures = {n: executor.submit(_run_in_worker, n, a, hospitals, seed, folders) for n, a in arms.items()}
             _follow(list(futures.values()), ticks, tick)
+        except BrokenProcessPool as error:
+            remedy = "Run it again; with a state folder finished rounds are kept. Look at the memory first"
+            raise UserError("training", "a process that trained an arm was ended from outside", remedy) from error
         except BaseException:  # an interrupt must not leave processes training for nobody
             executor.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
@@ -236,7 +206,7 @@ def _run_in_worker(name: str, arm: Arm, hospitals: list[HospitalData], seed: int
 
 
 def presentations(
-    hospitals: list[HospitalData], profile: Profile, rounds: int | None = None, pooled: bool = False
+    hospitals: list[HospitalData], profile: Profile, pooled: bool = False, rounds: int | None = None
 ) -> int:
     """Film presentations of the first ``rounds`` rounds (default: all): films x local epochs x rounds.
 

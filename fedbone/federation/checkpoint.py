@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedbone.config import Profile
+from fedbone.errors import UserError
 from fedbone.federation.history import RoundRecord, from_json, to_json
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.processes import States
@@ -47,6 +48,9 @@ def belongs(
 
     Not min_hospitals and the deadline: when a hospital has left for good, the others may go on with fewer.
     """
+    if " at 0x" in repr(strategy):
+        problem = f"{strategy} would not be known again by the next process"
+        raise UserError("state", problem, "Use functools.partial(TrimmedMean, 2) in place of a lambda, and dataclasses")
     films = {
         f"films of {h.name}": digest({"images": h.data.train.images, "keypoints": h.data.train.keypoints}, h.name)
         for h in hospitals

@@ -105,7 +105,7 @@ def standard_arms(hospitals: list[HospitalData], profile: Profile) -> dict[str, 
     Raises UserError for a hospital that has the name of another arm.
     """
     for h in hospitals:
-        if h.name in ("federated", "pooled"):
+        if h.name.casefold() in ("federated", "pooled"):
             raise UserError(h.name, "a hospital's folder has the name of a training arm", "Rename the folder")
     return dict.fromkeys(["federated", "pooled", *(h.name for h in hospitals)], Arm(profile))
 
@@ -128,6 +128,8 @@ def federate(
     arms: see ``standard_arms``; the default is the federated arm alone. resume: keep each arm's state in ``out``/state,
     and go on from what an interrupted call left there. The rest: see ``run_arms``.
     """
+    if arms and arms["federated"].strategy.local_norm:
+        raise ValueError("FedBN leaves no one model to write: use run_arms, whose predictions are each hospital's own")
     started = time.monotonic()
     folders = Folders(out / "tensorboard", out / STATE if resume else None)
     done = run_arms(arms or {"federated": Arm(profile)}, hospitals, seed, folders, progress, on_row, processes)
@@ -173,17 +175,8 @@ def main(args: argparse.Namespace) -> int:
     print(f"{describe(hospitals)}; rounds: {profile.rounds}; training takes {time_needed}", file=sys.stderr)
     data = "own" if args.data else "generated"
     with Bar("training", "film") as bar:
-        summary, _ = federate(
-            hospitals,
-            profile,
-            args.out,
-            seed=args.seed,
-            data=data,
-            arms=arms,
-            resume=True,
-            progress=bar,
-            processes=os.cpu_count() or 1,
-        )
+        options = {"seed": args.seed, "data": data, "arms": arms, "resume": True, "processes": os.cpu_count() or 1}
+        summary, _ = federate(hospitals, profile, args.out, progress=bar, **options)
     print(report(summary, len(problems), args.out))
     return 0
 
@@ -195,7 +188,10 @@ def load(args: argparse.Namespace, profile: Profile) -> tuple[list[HospitalData]
             return training_hospitals(args.size or profile.size_px, args.seed, progress=bar), [], profile
     size_px = args.size or profile.own_size_px
     with Bar("reading films", "film") as bar:
-        hospitals, problems = load_hospitals(args.data, size_px, args.seed, args.split_by_file, progress=bar)
+        whole = getattr(args, "all_films", False)  # of ``evaluate``: a model from elsewhere has seen none of them
+        hospitals, problems = load_hospitals(
+            args.data, size_px, args.seed, args.split_by_file, progress=bar, split=not whole
+        )
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     with Bar("checking labels", "film") as bar:

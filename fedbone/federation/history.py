@@ -14,7 +14,7 @@ class HospitalRow:
 
     status: took part, not asked, absent, late, failed or refused; reason: why it did not take part; weight: of its
     update in the mean; update_norm: L2 norm of its update, None where it did not take part, and under differential
-    privacy, whose guarantee does not cover it; loss: of its last local epoch, None unless the hospital releases it.
+    privacy, whose guarantee covers neither it nor the loss; loss: of its last local epoch, None unless released.
     """
 
     status: str

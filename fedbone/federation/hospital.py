@@ -87,7 +87,7 @@ class Hospital:
 
         A fresh optimiser each round: between rounds nothing of the hospital survives but its norm under FedBN, of which
         the difference is zero. Raises ValueError when the vector does not fit the model, and its subclass UserError
-        when training diverged; the norm is then as it was before the round.
+        when training diverged; the norm is then as it was before the round, in round 0 none.
         """
         if task.round == 0:
             self._own = {}  # another federation begins, with the norm that the server sends

@@ -213,9 +213,13 @@ def _serve(connection: Connection, packed: bytes) -> None:
     end_with_parent()
     torch.set_num_threads(1)
     hospitals = {hospital.name: hospital for hospital in pickle.loads(packed)}
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds
     connection.send(None)
     while True:
-        name, vector, task, state = connection.recv()
+        try:
+            name, vector, task, state = connection.recv()
+        except EOFError:  # the parent has ended
+            return
         answer = answer_of(hospitals[name], vector, task, state)
         connection.send(answer if answer.error is None else Answer(name, FAILED, error=_portable(answer.error)))
 

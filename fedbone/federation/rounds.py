@@ -175,7 +175,10 @@ class _Federation:
                 states[answer.name] = answer.state
         self._require_enough(index, rows)
         rows |= {name: replace(rows[name], weight=sums.weight) for name in states}
-        at.vector, mean = sums.step(at.vector, at.server)
+        try:
+            at.vector, mean = sums.step(at.vector, at.server)
+        except ValueError as error:  # a trimmed mean needs more updates than came
+            raise UserError(f"round {index}", str(error), "Run it again when more hospitals are back") from error
         at.hospitals |= states
         self.restore()
         at.history.append(RoundRecord(index, sha256(at.vector), float(np.linalg.norm(mean)), rows))
@@ -194,9 +197,9 @@ class _Federation:
     def _row(self, answer: Answer, index: int) -> HospitalRow:
         """What the history says of an answer. Raises the error of a hospital that all rounds need."""
         if answer.error is None:
-            # the guarantee of differential privacy is for the noisy mean: a single update's norm is not published
-            norm = None if self.server.noise else float(np.linalg.norm(answer.update.delta))
-            return HospitalRow(TOOK_PART, update_norm=norm, loss=answer.loss)
+            if self.server.noise:  # its guarantee is for the noisy mean: nothing exact of one hospital is published
+                return HospitalRow(TOOK_PART)
+            return HospitalRow(TOOK_PART, update_norm=float(np.linalg.norm(answer.update.delta)), loss=answer.loss)
         if self.rules.min_hospitals is None:
             answer.error.add_note(f"hospital {answer.name}, round {index}: {answer.status}")
             raise answer.error

@@ -39,12 +39,20 @@ class _Labelled:
 
 
 def load_hospitals(
-    folder: Path, size_px: int, seed: int = 0, split_by_file: bool = False, progress: Progress = None
+    folder: Path,
+    size_px: int,
+    seed: int = 0,
+    split_by_file: bool = False,
+    progress: Progress = None,
+    *,
+    split: bool = True,
 ) -> tuple[list[HospitalData], list[UserError]]:
     """The hospitals of ``folder`` in order of name, and one error for each film or record that had to be left out.
 
     Without a test folder, a fifth of the patients are drawn for testing; the draw depends on ``seed`` and file names
-    only. Raises UserError where a hospital as a whole cannot be used (its labels are unreadable, its joints differ
+    only. Without ``split`` no film is for testing.
+
+    Raises UserError where a hospital as a whole cannot be used (its labels are unreadable, its joints differ
     from the others', patients are unknown or on both sides of the split, a set is empty); all hospitals are looked at
     first, and the errors of the other films are attached to it as notes.
     """
@@ -59,7 +67,7 @@ def load_hospitals(
             films = _read_films(place, sets[place], size_px, count, problems)
             test = place / "test"
             test_films = _read_films(test, sets[test], size_px, count, problems) if test in sets else None
-            hospitals.append(_hospital(place, sets[place].joints, films, test_films, seed, split_by_file))
+            hospitals.append(_hospital(place, sets[place].joints, films, test_films, seed, split_by_file, split))
         except UserError as error:
             fatal.append(error)
     if fatal:
@@ -181,12 +189,16 @@ def _hospital(
     test_films: list[_Labelled] | None,
     seed: int,
     split_by_file: bool,
+    split: bool,
 ) -> HospitalData:
     everything = films + (test_films or [])
     if not films or test_films == []:
         empty = place / "test" if films else place
         raise UserError(empty, "none of its films can be used", "See the other messages, mend the films, start again")
-    names = _patients(place, everything, split_by_file, needed=test_films is None)
+    names = _patients(place, everything, split_by_file, needed=split and test_films is None)
+    if not split:
+        both = _film_set(everything, names)
+        return HospitalData(place.name, joints, both, both.take(np.arange(0)))
     train = np.arange(len(everything)) < len(films)
     if test_films is None:
         train = ~np.isin(names, _draw_test(place, names, seed))

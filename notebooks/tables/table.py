@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedbone.federation.processes import end_with_parent
 from fedbone.files import write_atomic
+from fedbone.imaging.hospitals import GENERATOR_VERSION
 
 FOLDER = Path(__file__).parent
 # the schedule of the tables about networks and losses: 30 epochs in one place, a rate that ends at 0.4 of the first
@@ -57,9 +58,11 @@ def save(name: str, columns: list[str], rows: list[dict]) -> None:
 def fill(name: str, columns: list[str], work: list[tuple[str, int]], measure: Callable[[str, int], list[dict]]) -> None:
     """Measure what the table lacks of ``work``, its first two columns, and write it anew after each measurement.
 
-    Two tables are never mixed: delete a table whose films or settings have changed. As many processes as cores.
+    Delete a table whose settings have changed; one of other films is refused. As many processes as cores.
     """
     done = rows(name)
+    if others := {row["generator"] for row in done if row.get("generator")} - {str(GENERATOR_VERSION)}:
+        raise SystemExit(f"{FOLDER / name} has rows of film generator {', '.join(others)}: delete it to measure anew")
     there = {(row[columns[0]], row[columns[1]]) for row in done}
     missing = [key for key in work if (key[0], str(key[1])) not in there]
     order = {(arm, str(seed)): place for place, (arm, seed) in enumerate(sorted(work, key=lambda key: key[1]))}

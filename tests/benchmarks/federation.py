@@ -33,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by its path, only its own folder is there
 
@@ -187,6 +188,7 @@ def resident_mb(kind: str) -> float:
 def peak_mb(hospitals: int) -> tuple[float, float]:
     """(peak less baseline, baseline) in megabytes of a federation of so many hospitals in this process."""
     Hospital(tiny_data(0), TINY)
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports 150 MB
     baseline = resident_mb("VmRSS")
     everyone = [Hospital(tiny_data(number), TINY) for number in range(hospitals)]
     run_rounds(everyone, replace(TINY, rounds=MEMORY_ROUNDS))
