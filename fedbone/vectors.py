@@ -103,6 +103,14 @@ def load_vector(model: nn.Module, vector: np.ndarray) -> None:
             start += p.numel()
 
 
+def l2_norm(vector: np.ndarray) -> float:
+    """The Euclidean length of ``vector`` (P,), summed in float64.
+
+    By numpy's own sum: BLAS, behind ``numpy.linalg.norm``, adds in an order that depends on its threads.
+    """
+    return float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
+
+
 def sha256(vector: np.ndarray) -> str:
     """Hex digest of the vector's little-endian float32 bytes: the fingerprint that engines compare."""
     return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()

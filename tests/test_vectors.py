@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -9,7 +10,16 @@ from torch import nn
 
 from fedbone.errors import UserError
 from fedbone.model.hrnet import build, load_model, save_model
-from fedbone.vectors import layout_of, load_checkpoint, load_vector, save_checkpoint, sha256, state_arrays, to_vector
+from fedbone.vectors import (
+    l2_norm,
+    layout_of,
+    load_checkpoint,
+    load_vector,
+    save_checkpoint,
+    sha256,
+    state_arrays,
+    to_vector,
+)
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +184,11 @@ def test_stored_arrays_are_copies(model):
     arrays = state_arrays(model)
     arrays["stem.0.weight"][:] = 7
     assert not (model.stem[0].weight == 7).any()
+
+
+def test_the_length_of_a_vector_is_summed_in_float64():
+    vector = np.array([3e25, 4e25], np.float32)  # its squares overflow float32
+    assert l2_norm(vector) == pytest.approx(5e25, rel=1e-7)
+    many = np.random.default_rng(0).normal(0, 1e-3, 300_000).astype(np.float32)
+    assert l2_norm(many) == pytest.approx(math.sqrt(math.fsum(float(x) ** 2 for x in many)), rel=1e-12)
+    assert math.isnan(l2_norm(np.array([np.nan, 1.0])))

@@ -24,7 +24,7 @@ from fedbone.federation.processes import Answer, Ask, States, at_work, left_out
 from fedbone.federation.strategies import Strategy
 from fedbone.model.hrnet import build_for
 from fedbone.privacy.dp import GaussianNoise
-from fedbone.vectors import layout_of, sha256, to_vector
+from fedbone.vectors import l2_norm, layout_of, sha256, to_vector
 
 OnRound = Callable[[RoundRecord, np.ndarray], None]
 Available = Callable[[int, str], bool]
@@ -181,7 +181,7 @@ class _Federation:
             raise UserError(f"round {index}", str(error), "Run it again when more hospitals are back") from error
         at.hospitals |= states
         self.restore()
-        at.history.append(RoundRecord(index, sha256(at.vector), float(np.linalg.norm(mean)), rows))
+        at.history.append(RoundRecord(index, sha256(at.vector), l2_norm(mean), rows))
         return at.history[-1]
 
     def _added(self, answer: Answer, sums: Aggregation) -> Answer:
@@ -199,7 +199,7 @@ class _Federation:
         if answer.error is None:
             if self.server.noise:  # its guarantee is for the noisy mean: nothing exact of one hospital is published
                 return HospitalRow(TOOK_PART)
-            return HospitalRow(TOOK_PART, update_norm=float(np.linalg.norm(answer.update.delta)), loss=answer.loss)
+            return HospitalRow(TOOK_PART, update_norm=l2_norm(answer.update.delta), loss=answer.loss)
         if self.rules.min_hospitals is None:
             answer.error.add_note(f"hospital {answer.name}, round {index}: {answer.status}")
             raise answer.error

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbone.privacy.accounting import gaussian_epsilon
+from fedbone.vectors import l2_norm
 
 
 def clip(delta: np.ndarray, clip_norm: float) -> np.ndarray:
@@ -20,7 +21,7 @@ def clip(delta: np.ndarray, clip_norm: float) -> np.ndarray:
 
     Raises ValueError when a value is NaN or infinite: no scaling would bound it.
     """
-    norm = float(np.linalg.norm(delta.astype(np.float64)))
+    norm = l2_norm(delta)
     if not math.isfinite(norm):
         raise ValueError("the update holds NaN or infinity and cannot be clipped")
     factor = min(1.0, clip_norm / norm) if norm > 0 else 1.0
