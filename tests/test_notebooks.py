@@ -200,7 +200,7 @@ def test_the_offline_guard_lets_loopback_through(tmp_path):
     ("old", "new"),
     [
         ("np.full(hospitals, 1 / hospitals)", "np.arange(1, hospitals + 1) / np.arange(1, hospitals + 1).sum()"),
-        ("mean += weight * delta.astype(np.float64)", "mean += delta.astype(np.float64)"),
+        ("scale = np.float64(weight) * UNITS", "scale = UNITS"),
     ],
 )
 def test_other_fedavg_weights_turn_the_unit_tests_red(tmp_path, old, new):
