@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedbone.config import get_profile
-from fedbone.federation.arms import Arm, Folders, run_arm
+from fedbone.federation.arms import Arm, run_arms
 from fedbone.federation.evaluation import evaluate
 from fedbone.imaging.hospitals import training_hospitals
 from fedbone.model.decoding import array_to_heatmap, soft_argmax
@@ -107,7 +107,7 @@ def test_a_row_of_each_table_about_federations_comes_out_again(name):
 def test_a_hospitals_own_model_comes_out_again_as_in_the_table_of_gains():
     profile = get_profile("cpu")
     hospitals = training_hospitals(profile.size_px)
-    found = run_arm("hospital_a", Arm(profile), hospitals, 0, Folders(), lambda *_: None).predictions
+    found = run_arms({"hospital_a": Arm(profile)}, hospitals, 0)["hospital_a"].predictions
     again = evaluate(found, hospitals)["per_hospital"]["hospital_a"]
     key = ["hospital_a", "0", "hospital_a"]
     old = next(r for r in table.rows("gains.csv") if [r["model"], r["seed"], r["tested_at"]] == key)

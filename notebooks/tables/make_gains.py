@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedbone.config import Profile, get_profile
-from fedbone.federation.arms import Arm, ArmResult, Folders, run_arm
+from fedbone.federation.arms import Arm, ArmResult, run_arms
 from fedbone.federation.evaluation import Predictions, ensemble, evaluate, paired_difference, worst_joint
 from fedbone.federation.hospital import Hospital
 from fedbone.imaging.dataset import HospitalData
@@ -34,7 +34,7 @@ def trained(hospitals: list[HospitalData], profile: Profile, seed: int) -> dict[
     twice = replace(profile, rounds=2 * profile.rounds)
     arms = dict.fromkeys([*(h.name for h in hospitals), "federated", "pooled"], Arm(profile))
     arms["federated, twice the presentations"] = Arm(twice)
-    return {name: run_arm(name, arm, hospitals, seed, Folders(), lambda *_: None) for name, arm in arms.items()}
+    return {name: run_arms({name: arm}, hospitals, seed)[name] for name, arm in arms.items()}
 
 
 def one_shot(results: dict[str, ArmResult], hospitals: list[HospitalData]) -> Predictions:

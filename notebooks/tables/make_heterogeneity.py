@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from fedbone.config import get_profile
-from fedbone.federation.arms import Arm, Folders, run_arm
+from fedbone.federation.arms import Arm, run_arms
 from fedbone.federation.evaluation import evaluate, worst_joint
 from fedbone.imaging.dataset import FilmSet, HospitalData, pool
 from fedbone.imaging.hospitals import GENERATOR_VERSION, training_hospitals
@@ -64,7 +64,7 @@ def measure(kind: str, seed: int) -> list[dict]:
     profile, found = get_profile("cpu"), []
     hospitals = collection(kind, seed, profile.size_px)
     for training in KINDS[kind]:
-        done = run_arm(training, Arm(profile), hospitals, seed, Folders(), lambda *_: None)
+        done = run_arms({training: Arm(profile)}, hospitals, seed)[training]
         metrics = evaluate(done.predictions, hospitals)
         joint, worst = worst_joint(metrics)
         hospital = max(there["mre_px"] for there in metrics["per_hospital"].values())

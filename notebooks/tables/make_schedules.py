@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedbone.config import Profile, get_profile
-from fedbone.federation.arms import Arm, Folders, run_arm
+from fedbone.federation.arms import Arm, run_arms
 from fedbone.federation.evaluation import evaluate
 from fedbone.federation.strategies import FedAdam, FedAvgM, Strategy
 from fedbone.imaging.dataset import HospitalData
@@ -55,7 +55,7 @@ def measure(name: str, seed: int) -> list[dict]:
     profile = get_profile("cpu")
     hospitals, arm = validation_hospitals(profile.size_px), settings(profile)[name]
     training = POOLED if name.startswith(POOLED) else "federated"
-    found = evaluate(run_arm(training, arm, hospitals, seed, Folders(), lambda *_: None).predictions, hospitals)
+    found = evaluate(run_arms({training: arm}, hospitals, seed)[training].predictions, hospitals)
     scores = [round(found[score], 4) for score in ("pck_0_05", "pck_0_02", "mre_px")]
     return [dict(zip(COLUMNS, [name, seed, training, *scores, GENERATOR_VERSION], strict=True))]
 
