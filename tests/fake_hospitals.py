@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from fedbone.federation.hospital import RoundTask, Update
+from fedbone.federation.hospital import Hospital, RoundTask, Update
 from fedbone.federation.rounds import initial_vector
 from tests.helpers import JOINTS, dot_hospital, tiny_profile
 
@@ -33,12 +33,9 @@ class FakeHospital:
     """
 
     def __init__(self, name: str, labelled: tuple[int, ...] = (0, 1, 2), faults: dict[int, str] | None = None) -> None:
-        self.name, self.data, self.faults = (
-            name,
-            dot_hospital(name, labelled, zlib.crc32(name.encode()), 2),
-            faults or {},
-        )
-        self.visits = 0
+        own = Hospital(dot_hospital(name, labelled, zlib.crc32(name.encode()), 2), PROFILE)
+        self.name, self.labelled, self.joints, self.films_digest = name, own.labelled, own.joints, own.films_digest
+        self.faults, self.visits = faults or {}, 0
 
     def state(self) -> dict[str, np.ndarray]:
         return {"visits": np.array([self.visits])}
@@ -53,7 +50,7 @@ class FakeHospital:
         rng = np.random.default_rng([zlib.crc32(self.name.encode()), round_index, visits])
         delta = rng.normal(0, 1e-2, len(START)).astype(np.float32)
         for joint, rows in enumerate(HEAD_ROWS):
-            if not self.data.labelled[joint]:
+            if not self.labelled[joint]:
                 delta[rows] = 0
         return delta
 
@@ -76,7 +73,7 @@ class FakeHospital:
             delta = delta.astype(np.float64)
         if fault == "huge":
             delta[5] = 1e30
-        labelled = ~self.data.labelled if fault == "other joints" else self.data.labelled
+        labelled = ~self.labelled if fault == "other joints" else self.labelled
         return Update(delta, labelled, {"losses": [float(task.round), float(self.visits)]})
 
 

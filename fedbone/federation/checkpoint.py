@@ -16,7 +16,7 @@ from fedbone.federation.processes import States
 from fedbone.federation.strategies import Strategy
 from fedbone.model.fit import FREE
 from fedbone.privacy.dp import GaussianNoise
-from fedbone.run_state import digest, load_state, save_state
+from fedbone.run_state import load_state, save_state
 from fedbone.vectors import sha256
 
 KIND = "federation"
@@ -51,18 +51,14 @@ def belongs(
     if " at 0x" in repr(strategy):
         problem = f"{strategy} would not be known again by the next process"
         raise UserError("state", problem, "Use functools.partial(TrimmedMean, 2) in place of a lambda, and dataclasses")
-    films = {
-        f"films of {h.name}": digest({"images": h.data.train.images, "keypoints": h.data.train.keypoints}, h.name)
-        for h in hospitals
-    }
     return {
         **{name: value for name, value in asdict(profile).items() if name not in FREE},
         "seed": seed,
         "strategy": repr(strategy),
         "participation": participation,
         "noise": noise and {"sigma": noise.sigma, "clip_norm": noise.clip_norm},
-        "joints": len(next(iter(hospitals)).data.joints),
-        **films,
+        "joints": len(next(iter(hospitals)).joints),
+        **{f"films of {hospital.name}": hospital.films_digest() for hospital in hospitals},
         "first model": sha256(first.vector),
     }
 

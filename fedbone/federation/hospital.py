@@ -19,6 +19,7 @@ from fedbone.imaging.dataset import HospitalData
 from fedbone.model.hrnet import build_for
 from fedbone.model.memory_format import in_fastest_format
 from fedbone.model.training import Trainer, train_round
+from fedbone.run_state import digest
 from fedbone.vectors import differences, layout_of, load_vector, state_arrays, to_vector
 
 PERSONAL_RATE = 0.2  # of the profile's learning rate
@@ -77,6 +78,20 @@ class Hospital:
     @property
     def name(self) -> str:
         return self.data.name
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        return self.data.joints
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(K,) bool: the joints that this hospital labels; public in the federation."""
+        return self.data.labelled
+
+    def films_digest(self) -> str:
+        """sha256 of the name, the training films and their labels: a run goes on with the same films only."""
+        films = self.data.train
+        return digest({"images": films.images, "keypoints": films.keypoints}, self.name)
 
     @property
     def _model(self) -> nn.Module:

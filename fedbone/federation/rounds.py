@@ -147,7 +147,7 @@ class _Federation:
         noise: GaussianNoise | None,
     ) -> None:
         self.roster, self.seed, self.rules = roster, seed, rules
-        labelled = {name: hospital.data.labelled for name, hospital in roster.items()}
+        labelled = {name: hospital.labelled for name, hospital in roster.items()}
         joints, local_norm = len(next(iter(labelled.values()))), strategy.local_norm
         layout = layout_of(build_for(profile, joints), local_norm=local_norm)
         self.server = Server(layout, labelled, strategy, noise)

@@ -7,6 +7,8 @@ Keypoints: float32 (N, K, 3) = x, y, visibility in array pixels (index coordinat
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +45,20 @@ class FilmSet:
         truth = None if self.truth is None else self.truth[index]
         patients, kinds = (tuple(np.asarray(t, dtype=object)[index]) for t in (self.patients, self.spacing_kind))
         return FilmSet(self.images[index], self.keypoints[index], self.spacing_mm[index], patients, truth, kinds)
+
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Named arrays for a file without pickle; ``from_arrays`` reads them."""
+        words = {name: np.array(json.dumps(getattr(self, name))) for name in ("patients", "spacing_kind")}
+        truth = {} if self.truth is None else {"truth": self.truth}
+        return {"images": self.images, "keypoints": self.keypoints, "spacing_mm": self.spacing_mm, **truth, **words}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FilmSet:
+        """The films that ``to_arrays`` wrote. Raises KeyError for a missing array."""
+        patients, kinds = (tuple(json.loads(str(arrays[name]))) for name in ("patients", "spacing_kind"))
+        images, keypoints, spacing_mm = (arrays[name] for name in ("images", "keypoints", "spacing_mm"))
+        return cls(images, keypoints, spacing_mm, patients, arrays.get("truth"), kinds)
 
 
 @dataclass(frozen=True)

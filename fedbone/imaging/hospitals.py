@@ -6,10 +6,9 @@ Patients never appear at two hospitals, and training, test and sample films come
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +109,7 @@ def training_hospitals(
                 before = number * (n_train + n_test) + done
                 sets.append(_film_set(name, seed, range(first, first + count), size_px, before, total, progress))
             _write_cache(path, sets)
-        known = (replace(films, spacing_kind=(SITES[name].kind,) * len(films)) for films in sets)
-        hospitals.append(HospitalData(name, COCO_JOINTS, *known))
+        hospitals.append(HospitalData(name, COCO_JOINTS, *sets))
         if progress:
             progress((number + 1) * (n_train + n_test), total, f"{name} ready")
     return hospitals
@@ -131,16 +129,14 @@ def _film_set(
         np.stack([f.spacing_mm for f in films]),
         tuple(f.patient for f in films),
         np.stack([f.truth for f in films]),
+        (SITES[name].kind,) * len(films),
     )
 
 
 def _write_cache(path: Path, sets: list[FilmSet]) -> None:
-    arrays = {}
-    for part, films in zip(("train", "test"), sets, strict=False):
-        arrays |= {f"{part}_{k}": getattr(films, k) for k in ("images", "keypoints", "spacing_mm", "truth")}
-        arrays[f"{part}_patients"] = np.array(json.dumps(films.patients))
+    parts = zip(("train", "test"), sets, strict=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **{f"{part}_{name}": array for part, films in parts for name, array in films.to_arrays().items()})
     write_atomic(path, buffer.getvalue())
 
 
@@ -148,14 +144,11 @@ def _read_cache(path: Path) -> list[FilmSet] | None:
     """The two sets in a cache file, or None if there is none or it is damaged (zip keeps a checksum of each array)."""
     try:
         with np.load(path) as file:
-            return [
-                FilmSet(
-                    *(file[f"{part}_{k}"] for k in ("images", "keypoints", "spacing_mm")),
-                    tuple(json.loads(str(file[f"{part}_patients"]))),
-                    file[f"{part}_truth"],
-                )
-                for part in ("train", "test")
-            ]
+            parts: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
+            for name in file.files:
+                part, _, array = name.partition("_")
+                parts[part][array] = file[name]
+        return [FilmSet.from_arrays(arrays) for arrays in parts.values()]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

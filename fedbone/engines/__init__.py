@@ -1,0 +1,1 @@
+"""Places where a hospital's part of the training runs."""

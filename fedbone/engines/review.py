@@ -1,0 +1,104 @@
+"""What the owner of data reads before a job may run: every file of it, and what changed since the last approved one.
+
+An approval is for one digest. It covers all files of the job and the software that they will meet on this machine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import platform
+import stat
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from fedbone.config import REPOSITORY
+from fedbone.errors import UserError
+
+INPUTS = "code/inputs/"  # numbers for the job; everything else in it is code
+PACKAGES = ("numpy", "safetensors", "syft", "torch")
+LONGEST_LINE = 400  # characters; a longer one is no code that somebody can read
+PERMISSIONS = "syft.pub.yaml"  # syft's own, written after the submission
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as it came: path in its folder -> content, and the versions of what would run it."""
+
+    hospital: str
+    name: str
+    submitted_by: str
+    files: dict[str, bytes] = field(repr=False)
+    software: dict[str, str] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that will run."""
+        return self._digest(self.files)
+
+    @property
+    def code_digest(self) -> str:
+        """The same without the inputs and syft's form (config.yaml, which holds the time of submission)."""
+        code = {path: content for path, content in self.files.items() if not path.startswith(INPUTS)}
+        return self._digest({path: content for path, content in code.items() if path != "config.yaml"})
+
+    def _digest(self, files: dict[str, bytes]) -> str:
+        parts = [sorted((path, hashlib.sha256(content).hexdigest()) for path, content in files.items())]
+        return hashlib.sha256(json.dumps([*parts, self.software], sort_keys=True).encode()).hexdigest()
+
+    def text(self, path: str) -> str:
+        """A file for reading: what is not plain ASCII is written as an escape.
+
+        Letters of another alphabet that look like ours, and marks that turn the direction of writing, make code read
+        otherwise than it runs (Boucher and Anderson, USENIX Security 2023).
+        """
+        lines = self.files[path].decode("utf-8", "backslashreplace").encode("ascii", "backslashreplace").decode()
+        return "\n".join(_cut(line) for line in lines.expandtabs(4).split("\n"))
+
+    def diff(self, before: Submission | None) -> str:
+        """What differs from ``before`` line by line (unified diff), inputs by size; "" where nothing does."""
+        old = before.files if before else {}
+        parts = [self._difference(path, old, before) for path in sorted({*old, *self.files} - {"config.yaml"})]
+        if before and before.software != self.software:
+            parts.append(f"software: {before.software} -> {self.software}")
+        return "\n".join(part for part in parts if part)
+
+    def _difference(self, path: str, old: dict[str, bytes], before: Submission | None) -> str:
+        if old.get(path) == self.files.get(path):
+            return ""
+        if path.startswith(INPUTS):
+            sizes = [f"{len(files[path]):,} bytes" if path in files else "none" for files in (old, self.files)]
+            return f"{path}: {' -> '.join(sizes)}"
+        texts = [s.text(path).split("\n") if s and path in s.files else [] for s in (before, self)]
+        return "\n".join(difflib.unified_diff(*texts, f"approved/{path}", f"submitted/{path}", lineterm=""))
+
+
+def _cut(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[:LONGEST_LINE]} [{len(line) - LONGEST_LINE:,} MORE CHARACTERS IN THIS LINE ARE NOT SHOWN]"
+
+
+def read_submission(hospital: str, name: str, submitted_by: str, folder: Path) -> Submission:
+    """The job in ``folder``. Raises UserError for anything but plain files and folders: a link leads elsewhere."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and path.name != PERMISSIONS:
+            files[path.relative_to(folder).as_posix()] = path.read_bytes()
+        elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            remedy = "Reject it, and ask for a job of plain files"
+            raise UserError(f"job {name}", "it holds a link or a device, of which the content can change", remedy)
+    return Submission(hospital, name, submitted_by, files, software())
+
+
+def software() -> dict[str, str]:
+    """What a job meets here: Python, packages, and a sha256 over every source file of fedbone."""
+    sources = hashlib.sha256()
+    for path in sorted((REPOSITORY / "fedbone").rglob("*.py")):
+        sources.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    packages = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "fedbone": sources.hexdigest(), **packages, "os": os.name}
