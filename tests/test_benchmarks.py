@@ -22,6 +22,7 @@ IMAGING = {"fast_window_speedup", "film_128_cpu_ms", "film_512_cpu_ms", "films_6
 RATIOS = {"step_vs_timm", "channels_last_vs_contiguous", "augment_vs_torchvision", "share_of_peak"}
 FEDERATION = {"mre_ratio_sample", "mre_ratio_sample_2x", "pck_ratio_sample", "loop_overhead_ms_per_round"}
 FEDERATION |= {"aggregate_vs_flare", "aggregate_bandwidth_share", "hospitals_100_peak_mb"}
+SYFT = {"same_vector", "job_overhead_cpu_s", "largest_job_mb"}
 MACHINE = {"device", "gpu", "driver", "memory_gb", "limit_gb", "torch", "cuda", "date", "steps", "rows"}
 ROW = {"name", "preset", "size_px", "batch", "micro_batch", "checkpointing", "precision", "memory_format"}
 ROW |= {"outcome", "films_per_s", "peak_mb"}
@@ -66,6 +67,19 @@ def test_federation_ends_with_one_line_of_json() -> None:
     assert 0.05 < figures["aggregate_bandwidth_share"] < 1  # adding reads what copying reads, and does more
     if federation.STATUS.exists():
         assert 0 < figures["hospitals_100_peak_mb"] < 1000  # twice what model and gradients take at each
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="not run: jobs need Linux or macOS")
+def test_syft_workers_ends_with_one_line_of_json() -> None:
+    small = ["--hospitals", "1", "2", "--rounds", "1", "--films", "2"]
+    figures = last_line("tests/benchmarks/syft_workers.py", *small)
+    assert figures.keys() == SYFT | {"hospitals_1_peak_mb", "hospitals_2_peak_mb"}
+    assert figures["same_vector"] is True
+    assert 0.2 < figures["job_overhead_cpu_s"] < 60  # a job imports torch
+    if federation.STATUS.exists():
+        assert 100 < figures["largest_job_mb"] < 4000  # what a job may take
+        assert 100 < figures["hospitals_1_peak_mb"] < 4000
 
 
 def test_federation_s_ratios_are_the_federation_s_error_over_that_of_pooled_training() -> None:

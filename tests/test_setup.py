@@ -97,6 +97,15 @@ def test_colab_restarts_its_session(good):
     assert "Runtime > Restart session" in message
 
 
+def test_syft_is_asked_for_where_it_is_used(good):
+    check(replace(good, is_installed=lacks("syft", "syft_rds")))  # the other notebooks do without
+    setup.require_syft(good)
+    with pytest.raises(SetupStop, match=r"lacks syft, syft-rds\. Run %pip install -q .*syft-rds"):
+        setup.require_syft(replace(good, is_installed=lacks("syft", "syft_rds")))
+    with pytest.raises(SetupStop, match="Linux and macOS only"):
+        setup.require_syft(replace(good, platform="win32"))
+
+
 def test_missing_libgl(good):
     def load(name: str) -> object:
         raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")

@@ -14,7 +14,8 @@ def fresh_folder(folder: Path) -> Path:
     """``folder`` as a real and empty one, whatever it was and however deep; no link is followed."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         folder.unlink()
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
     while entries := list(os.scandir(folder)):
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
@@ -31,14 +32,19 @@ def fresh_folder(folder: Path) -> Path:
     return folder
 
 
-def bytes_below(folder: Path) -> float:
-    """Size of everything in ``folder``; infinite when a job made it so that it cannot be looked at."""
+def bytes_below(folder: Path, most: float) -> float:
+    """Size of everything in ``folder``, counted no further than beyond ``most``, so that no folder takes long.
+
+    Infinite when a job made it so that it cannot be looked at.
+    """
     total, waiting = 0, [str(folder)]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     total += max(entry.stat(follow_symlinks=False).st_size, LEAST_BYTES)
+                    if total > most:
+                        return total
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
         except FileNotFoundError:  # removed while we looked

@@ -1,8 +1,8 @@
 """The hospital's own supervisor of a job: starts code/main.py confined, watches it, checks the files that it leaves.
 
 Run as ``python -P -s -m fedbone.engines.job_host`` in the folder of a submitted job. It needs no network and no secret.
-Its exit code is one of ENDINGS, never one that the job chose; what a job can choose (its output, the names of its
-files) goes to stdout and stderr, which stay at the hospital.
+Its exit code is one of ENDINGS, never one that the job chose, and it prints nothing: syft passes both on. What a job
+can choose (its output, the names of its files) goes to the hospital's log.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import psutil
 import fedbone
 from fedbone.engines import sandbox
 from fedbone.engines.job_folder import bytes_below, fault, fresh_folder
-from fedbone.engines.job_log import Logs
+from fedbone.engines.job_log import Log
 from fedbone.files import write_json
 
 DONE, RAISED, KILLED, LATE, PRINTED, LEFT, MEMORY, WROTE, STOPPED, NOT_STARTED = 0, *range(10, 19)
@@ -81,22 +80,25 @@ def read_rules(syftbox_folder: Path) -> JobRules:
     return JobRules(**{**words, "readable": tuple(words["readable"])})
 
 
+def log_file(syftbox_folder: Path) -> Path:
+    """Where the log of this hospital's last job lies: beside its syftbox folder, so that syft passes nothing on."""
+    return _beside(syftbox_folder, "log.txt")
+
+
 def main() -> int:
     """Run the job of the present folder by the rules of the hospital that SYFTBOX_FOLDER names; a key of ENDINGS."""
     watch = _Watch(os.getppid())
     box, code = Path(os.environ["SYFTBOX_FOLDER"]), Path.cwd() / "code"
-    try:
-        rules = read_rules(box)
-    except (OSError, ValueError, TypeError) as error:
-        print(f"The rules of this job cannot be read: {error}", file=sys.stderr)
-        return NOT_STARTED
     sandbox.adopt_orphans()
-    outputs = fresh_folder(code / "outputs")
-    with _scratch_folder(box) as scratch:
-        ended = watch.run(rules, code, outputs, scratch)
-    if ended == DONE and (wrong := fault(outputs, rules.outputs)):
-        print(f"The files that the job left were deleted: {wrong[:2000]}", file=sys.stderr)
-        ended = LEFT
+    try:
+        rules, outputs = read_rules(box), fresh_folder(code / "outputs")
+    except (OSError, ValueError, TypeError, KeyError):
+        return NOT_STARTED
+    with _scratch_folder(box) as scratch, Log(log_file(box), rules.log_bytes) as log:
+        ended = watch.run(rules, code, outputs, scratch, log)
+        if ended == DONE and (wrong := fault(outputs, rules.outputs)):
+            log.say(f"The files that the job left were deleted: {wrong[:2000]}")
+            ended = LEFT
     if ended != DONE:
         fresh_folder(outputs)
     return ended
@@ -113,40 +115,44 @@ class _Watch:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
-    def run(self, rules: JobRules, code: Path, outputs: Path, scratch: Path) -> int:
+    def run(self, rules: JobRules, code: Path, outputs: Path, scratch: Path, log: Log) -> int:
         """Start, supervise, end: afterwards nothing is left of the job but files."""
-        logs = Logs(rules.log_bytes)
         try:
-            job = _start(rules, code, outputs, scratch, logs.writers)
+            job = _start(rules, code, outputs, scratch, log.writer)
         except (OSError, subprocess.SubprocessError) as error:
-            print(f"The job was not started: {error}", file=sys.stderr)
+            log.say(f"The job was not started: {error}")
+            job = None
+        log.close_writer()
+        if job is None:
+            log.finish()  # what confine had to say
             return NOT_STARTED
-        finally:
-            logs.close_writers()
         deadline, broken = time.monotonic() + rules.timeout_s, None
         while broken is None and job.poll() is None:
-            logs.move(LOOK_S)
-            broken = LATE if time.monotonic() > deadline else self._broken(rules, logs, (outputs, scratch))
+            log.move(LOOK_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(0 if log.open else LOOK_S)
+            broken = LATE if time.monotonic() > deadline else self._broken(rules, job, log, (outputs, scratch))
         returned = job.returncode
         _end_all(job)
-        logs.finish()
+        log.finish()
         if returned is None:
             return broken
-        broken = self._broken(rules, logs, (outputs, scratch))  # since the last look
+        broken = self._broken(rules, job, log, (outputs, scratch))  # since the last look
         return broken or (DONE if returned == 0 else RAISED if returned > 0 else KILLED)
 
-    def _broken(self, rules: JobRules, logs: Logs, folders: tuple[Path, ...]) -> int | None:
+    def _broken(self, rules: JobRules, job: subprocess.Popen, log: Log, folders: tuple[Path, ...]) -> int | None:
         """The first rule that the running job breaks at this moment."""
-        if self._stopped or logs.unread or os.getppid() != self._parent:
+        if self._stopped or os.getppid() != self._parent:
             return STOPPED
-        if logs.bytes > rules.log_bytes:
+        if log.bytes > rules.log_bytes:
             return PRINTED
-        if _resident_bytes() > rules.memory_mb * 1_000_000:
+        if _resident_bytes(job) > rules.memory_mb * 1_000_000:
             return MEMORY
-        return WROTE if sum(map(bytes_below, folders)) > rules.most_bytes else None
+        written = sum(bytes_below(folder, rules.most_bytes) for folder in folders)
+        return WROTE if written > rules.most_bytes else None
 
 
-def _start(rules: JobRules, code: Path, outputs: Path, scratch: Path, logs: tuple[int, int]) -> subprocess.Popen:
+def _start(rules: JobRules, code: Path, outputs: Path, scratch: Path, log: int) -> subprocess.Popen:
     """The job as a confined process in its own session."""
     (scratch / "lib").mkdir()
     package = Path(fedbone.__file__).resolve().parent
@@ -162,11 +168,9 @@ def _start(rules: JobRules, code: Path, outputs: Path, scratch: Path, logs: tupl
     supervisor = os.getpid()
 
     def confine() -> None:
-        import resource  # Linux and macOS only, as all of this function
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (rules.most_bytes + 1,) * 2)  # one more, so that _broken sees it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_OPEN_FILES,) * 2)
+        _limit("RLIMIT_CORE", 1)  # none, whereas 0 would still hand one to a program that collects them
+        _limit("RLIMIT_FSIZE", rules.most_bytes + 1)  # one more, so that _broken sees it
+        _limit("RLIMIT_NOFILE", MOST_OPEN_FILES)
         sandbox.confine(readable, writable)
         if os.getppid() != supervisor:  # it ended before we asked to be ended with it
             os._exit(1)
@@ -176,11 +180,20 @@ def _start(rules: JobRules, code: Path, outputs: Path, scratch: Path, logs: tupl
         cwd=code,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=logs[0],
-        stderr=logs[1],
+        stdout=log,
+        stderr=log,
         start_new_session=True,
         preexec_fn=confine,
     )
+
+
+def _limit(name: str, most: int) -> None:
+    import resource  # not on Windows, where this module is imported but runs no job
+
+    kind = getattr(resource, name)
+    allowed = resource.getrlimit(kind)[1]
+    lowest = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+    resource.setrlimit(kind, (lowest, lowest))
 
 
 def _descendants() -> list[psutil.Process]:
@@ -188,11 +201,13 @@ def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def _resident_bytes() -> int:
+def _resident_bytes(job: subprocess.Popen) -> int:
+    alone = sandbox.protections().single_process  # then there is no need to look through all processes of the machine
     total = 0
-    for process in _descendants():
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_info().rss
+    with contextlib.suppress(psutil.Error):
+        for process in [psutil.Process(job.pid)] if alone else _descendants():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
     return total
 
 
@@ -220,7 +235,7 @@ def _scratch_folder(syftbox_folder: Path) -> Iterator[Path]:
     try:
         yield scratch
     finally:
-        shutil.rmtree(fresh_folder(scratch))
+        fresh_folder(scratch).rmdir()
 
 
 if __name__ == "__main__":

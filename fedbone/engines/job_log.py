@@ -1,4 +1,7 @@
-"""What a job prints, on its way to the hospital's log: as plain text, limited, and without ever waiting for a reader."""
+"""What a job prints, in a file that stays at its hospital: plain text, and limited.
+
+syft lets the submitter read whatever the supervisor itself prints, so nothing of a job goes there.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +9,56 @@ import codecs
 import os
 import select
 import time
+from pathlib import Path
+from types import TracebackType
 
-FLUSH_S = 5.0  # for whoever reads our output to take the rest of it
+FINISH_S = 5.0  # at most, should a process that escaped (not on Linux) keep the pipe open
 
 
-class Logs:
-    """The job's output on its way to ours, as plain text, up to ``most`` bytes; it never waits for our reader.
+class Log:
+    """The file ``path``, made new and for this user only; a context manager.
 
-    bytes: how much the job wrote. unread: our reader is gone.
+    writer: the end of a pipe for the job's stdout and stderr; bytes: how much came through it; open: whether more can.
+    Beyond ``most`` bytes nothing is written or read.
     """
 
-    def __init__(self, most: int) -> None:
-        pipes = [os.pipe(), os.pipe()]
-        self.writers = tuple(write for _, write in pipes)
-        self._targets = {read: target for (read, _), target in zip(pipes, (1, 2), strict=True)}
-        self._decoders = {target: codecs.getincrementaldecoder("utf-8")("replace") for target in (1, 2)}
-        self._waiting = {1: b"", 2: b""}
-        self._most, self.bytes, self.unread = most, 0, False
+    def __init__(self, path: Path, most: int) -> None:
+        path.unlink(missing_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._reader, self.writer = os.pipe()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._most, self.open, self.bytes = most, True, 0
 
-    def close_writers(self) -> None:
-        for writer in self.writers:
-            os.close(writer)
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._reader)
+        os.close(self._file)
+
+    def close_writer(self) -> None:
+        """Once the job has it: the pipe ends when the job's own end is closed."""
+        os.close(self.writer)
 
     def move(self, seconds: float) -> None:
-        """Pass on what comes within ``seconds``; ends early when the job has closed its output or broken the limit."""
+        """Write what comes within ``seconds``; ends early when nothing can come any more."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and self.bytes <= self._most and not self.unread:
-            full = [target for target, text in self._waiting.items() if text]
-            ready, free, _ = select.select([*self._targets], full, [], left)
-            for reader in ready:
-                self._read(reader)
-            for target in free:
-                self._write(target)
-            if not self._busy():
-                break
-
-    def _busy(self) -> bool:
-        return bool(self._targets) or any(self._waiting.values())
+        while self.open and self.bytes <= self._most and (left := end - time.monotonic()) > 0:
+            if select.select([self._reader], [], [], left)[0]:
+                self._read()
 
     def finish(self) -> None:
-        """The rest, once nothing of the job is left to write more."""
-        if self._busy():
-            self.move(FLUSH_S)
+        """Write the rest, once nothing of the job is left to print more."""
+        self.move(FINISH_S)
 
-    def _read(self, reader: int) -> None:
-        target, data = self._targets[reader], os.read(reader, 65_536)
-        if not data:
-            os.close(reader)
-            del self._targets[reader]
+    def say(self, text: str) -> None:
+        """A line of the supervisor's own."""
+        os.write(self._file, f"{text}\n".encode(errors="backslashreplace"))
+
+    def _read(self) -> None:
+        data = os.read(self._reader, 65_536)
+        self.open = bool(data)
         # control characters could rewrite what a person sees of the log
-        text = self._decoders[target].decode(data[: max(0, self._most - self.bytes)], final=not data)
+        text = self._decoder.decode(data[: max(0, self._most - self.bytes)], final=not data)
         self.bytes += len(data)
-        self._waiting[target] += "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text).encode()
-
-    def _write(self, target: int) -> None:
-        try:
-            written = os.write(target, self._waiting[target][: select.PIPE_BUF])
-            self._waiting[target] = self._waiting[target][written:]
-        except OSError:
-            self.unread = True
+        os.write(self._file, "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text).encode())

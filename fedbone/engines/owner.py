@@ -11,21 +11,24 @@ import contextlib
 import io
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import psutil
 from syft_job.job import JobInfo
 from syft_rds import SyftRDSClient
 
 from fedbone.config import REPOSITORY
-from fedbone.engines.job_host import JobRules, ending, write_rules
+from fedbone.engines.job_host import JobRules, ending, log_file, write_rules
 from fedbone.engines.release import NotReleased, Policy, released
-from fedbone.engines.review import PERMISSIONS, Submission, read_submission
+from fedbone.engines.review import Submission, read_submission
 from fedbone.errors import UserError
 
 REFUSAL = "refusal.json"  # released in place of outputs
+PERMISSIONS = "syft.pub.yaml"  # in a folder that syft shares
 DONE, FAILED, REFUSED = "done", "failed", "refused"
 STOP_S = 5.0  # for a supervisor to end its job
 RUN_SCRIPT = f"""#!/bin/bash
@@ -63,7 +66,7 @@ class Owner:
         self.name, self.client, self.submitter, self.timeout_s = name, client, submitter, timeout_s
         self._approved: dict[str, Approval] = {}  # by digest: may run once
         self._repeated: dict[str, Approval] = {}  # by code digest: may run with other inputs
-        self._last: Submission | None = None
+        self._last: dict[str, Submission] = {}  # by title: what was approved last
 
     @property
     def email(self) -> str:
@@ -82,8 +85,8 @@ class Owner:
         return read_submission(self.name, name, job.submitted_by, job.job_submission_path)
 
     def changes(self, submission: Submission) -> str:
-        """The difference from the job that was approved last, see ``Submission.diff``."""
-        return submission.diff(self._last)
+        """The difference from the job of the same title that was approved last, see ``Submission.diff``."""
+        return submission.diff(self._last.get(submission.title))
 
     def approve(self, submission: Submission, reason: str, policy: Policy, repeats: int = 0) -> None:
         """Approve this digest once, and ``repeats`` later jobs of the same code with other inputs.
@@ -94,28 +97,30 @@ class Owner:
         if submission.files.get("run.sh") != RUN_SCRIPT.encode():
             remedy = "Reject it; jobs are submitted with fedbone.engines.owner.RUN_SCRIPT"
             raise UserError(f"job {submission.name}", "its run.sh is not the one that starts the sandbox", remedy)
-        self._last = submission
+        self._last[submission.title] = submission
         self._approved[submission.digest] = Approval(reason, policy)
         self._repeated[submission.code_digest] = Approval(reason, policy, repeats)
 
-    def reject(self, submission: Submission, reason: str) -> None:
-        """Refuse a job; the coordinator reads the reason."""
+    def reject(self, name: str, reason: str) -> None:
+        """Refuse a job, also one that cannot be read; the coordinator gets the reason. Raises UserError as ``run``."""
+        job = self._waiting(name)
         with quiet():
-            self._job(submission.name).reject(reason)
+            job.reject(reason)
             self.client.sync()
 
     def run(self, name: str) -> Result:
         """Run an approved job and check what it left; nothing is released yet.
 
-        Raises UserError, and runs nothing, unless the job is now exactly what was approved. Once stopped by an
-        interrupt, no process of the job is left.
+        Raises UserError, and runs nothing, unless the job waits and is now exactly what was approved. Once stopped by
+        an interrupt, no process of the job is left.
         """
-        job, submission = self._job(name), self.review(name)
+        job, submission = self._waiting(name), self.review(name)
         approval = self._approved.pop(submission.digest, None) or self._repeat(submission)
         outputs = {file: rule.most_bytes for file, rule in approval.policy.items()}
         box = self.client.syftbox_folder
         own = box / self.email
         write_rules(box, JobRules(outputs, (str(own / "public"), str(own / "private")), self.timeout_s))
+        log_file(box).unlink(missing_ok=True)
         with quiet(), _nothing_left_running():
             job.approve(approval.reason)
             waiting = [other.name for other in self.client.job_client.jobs if other.name != name]
@@ -127,9 +132,6 @@ class Owner:
     def release(self, result: Result) -> None:
         """Let the coordinator see the checked outputs, or why there are none."""
         folder = self._job(result.name).job_review_path / "outputs"
-        for path in folder.iterdir():
-            if path.name != PERMISSIONS:
-                path.unlink()
         told = result.outputs if result.status == DONE else {REFUSAL: json.dumps({"problem": result.problem}).encode()}
         for file, content in told.items():
             (folder / file).write_bytes(content)
@@ -144,31 +146,57 @@ class Owner:
             raise UserError(f"job {name}", f"it is not at {self.name}", "Call receive() first, and check the name")
         return found[0]
 
+    def _waiting(self, name: str) -> JobInfo:
+        job = self._job(name)
+        if job.status != "pending":
+            raise UserError(f"job {name}", f"it waits no longer: it is {job.status}", "Ask for a new job")
+        return job
+
     def _repeat(self, submission: Submission) -> Approval:
         """The approval of earlier code that covers this job too. Raises UserError where there is none."""
         approval = self._repeated.get(submission.code_digest)
         if approval is None or approval.repeats < 1:
-            what = self.changes(submission).split("\n")[0] if self._last else "nothing was approved so far"
-            problem = f"it is not what {self.name} approved ({what or 'each approval is for one run'})"
+            problem = f"it is not what {self.name} approved ({self._reason(submission)})"
             raise UserError(f"job {submission.name}", problem, "Review it again; nothing was run")
         self._repeated[submission.code_digest] = replace(approval, repeats=approval.repeats - 1)
         return approval
 
+    def _reason(self, submission: Submission) -> str:
+        """Why no approval covers it: the paths of the files that changed, and the software where it did."""
+        before = self._last.get(submission.title)
+        if before is None:
+            return "nothing of this title was approved"
+        paths = sorted({*before.files, *submission.files} - {"config.yaml"})
+        changed = [path for path in paths if before.files.get(path) != submission.files.get(path)]
+        changed += ["software"] if before.software != submission.software else []
+        return f"changed: {', '.join(changed)}" if changed else "each approval is for one run"
+
     def _result(self, job: JobInfo, policy: Policy) -> Result:
         """What the run left, as far as the policy lets it out."""
         folder = job.job_review_path
-        logs = (folder / name for name in ("stdout.txt", "stderr.txt"))
-        log = "".join(path.read_text(errors="replace") for path in logs if path.exists())
+        found = _taken(folder / "outputs", policy)
+        log_path = log_file(self.client.syftbox_folder)
+        log = log_path.read_text(encoding="utf-8") if log_path.exists() else ""
         code = folder / "returncode.txt"
         if not code.exists():
             return Result(job.name, FAILED, "could not be started or watched", log, {})
         if int(code.read_text()) != 0:
             return Result(job.name, FAILED, ending(int(code.read_text())), log, {})
-        found = {path.name: path.read_bytes() for path in (folder / "outputs").iterdir() if path.name in policy}
         try:
             return Result(job.name, DONE, "", log, released(policy, found))
         except NotReleased as error:
             return Result(job.name, REFUSED, str(error), log, {})
+
+
+def _taken(outputs: Path, policy: Policy) -> dict[str, bytes]:
+    """The files of the policy; afterwards the folder holds none, so that no sync of syft sends unchecked ones away."""
+    found = {name: (outputs / name).read_bytes() for name in policy if (outputs / name).is_file()}
+    for path in outputs.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != PERMISSIONS:
+            path.unlink()
+    return found
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from fedbone.errors import UserError
 INPUTS = "code/inputs/"  # numbers for the job; everything else in it is code
 PACKAGES = ("numpy", "safetensors", "syft", "torch")
 LONGEST_LINE = 400  # characters; a longer one is no code that somebody can read
-PERMISSIONS = "syft.pub.yaml"  # syft's own, written after the submission
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,11 @@ class Submission:
     submitted_by: str
     files: dict[str, bytes] = field(repr=False)
     software: dict[str, str] = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """The name without its number: what its submitter calls jobs of this kind."""
+        return self.name.partition("-")[2]
 
     @property
     def digest(self) -> str:
@@ -50,13 +54,13 @@ class Submission:
         return hashlib.sha256(json.dumps([*parts, self.software], sort_keys=True).encode()).hexdigest()
 
     def text(self, path: str) -> str:
-        """A file for reading: what is not plain ASCII is written as an escape.
+        """A file for reading: what is not plain printable ASCII is written as an escape.
 
-        Letters of another alphabet that look like ours, and marks that turn the direction of writing, make code read
-        otherwise than it runs (Boucher and Anderson, USENIX Security 2023).
+        Letters of another alphabet that look like ours, marks that turn the direction of writing, and controls that
+        move the cursor make code read otherwise than it runs (Boucher and Anderson, USENIX Security 2023).
         """
-        lines = self.files[path].decode("utf-8", "backslashreplace").encode("ascii", "backslashreplace").decode()
-        return "\n".join(_cut(line) for line in lines.expandtabs(4).split("\n"))
+        lines = self.files[path].decode("utf-8", "backslashreplace").expandtabs(4).split("\n")
+        return "\n".join(_cut("".join(map(_plain, line))) for line in lines)
 
     def diff(self, before: Submission | None) -> str:
         """What differs from ``before`` line by line (unified diff), inputs by size; "" where nothing does."""
@@ -69,11 +73,17 @@ class Submission:
     def _difference(self, path: str, old: dict[str, bytes], before: Submission | None) -> str:
         if old.get(path) == self.files.get(path):
             return ""
+        shown = "".join(map(_plain, path))
         if path.startswith(INPUTS):
             sizes = [f"{len(files[path]):,} bytes" if path in files else "none" for files in (old, self.files)]
-            return f"{path}: {' -> '.join(sizes)}"
+            return f"{shown}: {' -> '.join(sizes)}"
         texts = [s.text(path).split("\n") if s and path in s.files else [] for s in (before, self)]
-        return "\n".join(difflib.unified_diff(*texts, f"approved/{path}", f"submitted/{path}", lineterm=""))
+        lines = "\n".join(difflib.unified_diff(*texts, f"approved/{shown}", f"submitted/{shown}", lineterm=""))
+        return lines or f"{shown}: changed where it is not shown (tabs, escapes, the rest of a long line)"
+
+
+def _plain(character: str) -> str:
+    return character if " " <= character <= "~" else character.encode("unicode_escape").decode()
 
 
 def _cut(line: str) -> str:
@@ -87,9 +97,9 @@ def read_submission(hospital: str, name: str, submitted_by: str, folder: Path) -
     files = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
-        if stat.S_ISREG(mode) and path.name != PERMISSIONS:
+        if stat.S_ISREG(mode):
             files[path.relative_to(folder).as_posix()] = path.read_bytes()
-        elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        elif not stat.S_ISDIR(mode):
             remedy = "Reject it, and ask for a job of plain files"
             raise UserError(f"job {name}", "it holds a link or a device, of which the content can change", remedy)
     return Submission(hospital, name, submitted_by, files, software())

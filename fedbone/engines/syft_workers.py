@@ -21,13 +21,13 @@ from safetensors.numpy import load
 from syft.sync.connections.drive.gdrive_transport import GDriveConnection
 from syft.sync.connections.drive.mock_drive_service import MockDriveBackingStore, MockDriveService
 from syft_datasets import Dataset
+from syft_job.job import JobInfo
 from syft_rds import SyftRDSClient, SyftRDSClientConfig
 
 from fedbone.config import Profile
 from fedbone.engines import training_job
-from fedbone.engines.owner import REFUSAL, RUN_SCRIPT, Owner, quiet
+from fedbone.engines.owner import PERMISSIONS, REFUSAL, RUN_SCRIPT, Owner, quiet
 from fedbone.engines.release import Arrays, Policy
-from fedbone.engines.review import PERMISSIONS
 from fedbone.errors import UserError
 from fedbone.federation.hospital import RoundTask, Update
 from fedbone.files import write_atomic
@@ -37,7 +37,7 @@ UPDATE = "update.safetensors"
 COORDINATOR = "coordinator@example.org"
 DATASET = "films"
 MOCK_FILMS = 8
-DELIVERED = ("msgv2_", "syfteventsmessage")  # names of syft's messages on the drive
+DELIVERED = ("msgv2_", "syfteventsmessage", "rolling_state_", "incremental_checkpoint_")  # messages and their backups
 
 
 def _client(email: str, folder: Path, store: MockDriveBackingStore, *, owner: bool) -> SyftRDSClient:
@@ -59,6 +59,10 @@ def _client(email: str, folder: Path, store: MockDriveBackingStore, *, owner: bo
     return client
 
 
+def _email(hospital: str) -> str:
+    return f"{re.sub(r'[^a-z0-9_]+', '-', hospital.lower())}@example.org"
+
+
 def mock_films(films: FilmSet, seed: int = 0) -> FilmSet:
     """MOCK_FILMS invented films of the form of ``films``: noise, with joints at random places.
 
@@ -77,26 +81,26 @@ class Datasites:
     """One coordinator and the owners of the films, in a temporary folder of their own; a context manager.
 
     Each owner publishes the dataset "films": its training films, without the simulation's truth, and their mock twin.
-    ``close`` removes the folder; so does the end of the process, unless it is killed. Raises ValueError for hospitals
-    with the same name.
+    ``close`` removes the folder; so does the end of the process, unless it is killed. Raises ValueError for names
+    that give the same address.
     """
 
     def __init__(self, hospitals: list[HospitalData]) -> None:
+        if len({COORDINATOR, *(_email(data.name) for data in hospitals)}) <= len(hospitals):
+            raise ValueError(f"these hospitals get no address each of their own: {[data.name for data in hospitals]}")
         self._folder = tempfile.TemporaryDirectory(prefix="fedbone-syft-")
         self.joints = hospitals[0].joints
         self.path, self.store = Path(self._folder.name).resolve(), MockDriveBackingStore()
         with quiet():
             client = _client(COORDINATOR, self.path / "coordinator", self.store, owner=False)
             self.owners = {data.name: self._owner(data, client) for data in hospitals}
-            if len({owner.email for owner in self.owners.values()}) < len(hospitals):
-                raise ValueError(f"hospitals need different names, got {[data.name for data in hospitals]}")
             client.load_peers()
             client.sync()
         self.coordinator = Coordinator(client, {name: owner.email for name, owner in self.owners.items()})
 
     def _owner(self, data: HospitalData, coordinator: SyftRDSClient) -> Owner:
-        name = re.sub(r"[^a-z0-9_]+", "-", data.name.lower())
-        client = _client(f"{name}@example.org", self.path / name, self.store, owner=True)
+        email = _email(data.name)
+        client = _client(email, self.path / email.split("@")[0], self.store, owner=True)
         coordinator.add_peer(client.email, sync=False)
         client.load_peers()
         client.approve_peer_request(COORDINATOR)
@@ -124,7 +128,8 @@ class Datasites:
         email, files = self.owners[hospital].email, self.store.files
         for number, file in list(files.items()):
             folder = next((files[parent].name for parent in file.parents if parent in files), "")
-            if (f"_to_{email}" in folder or f"#{email}" in folder) and file.name.startswith(DELIVERED):
+            own = f"_to_{email}" in folder or f"#{email}" in folder or folder.startswith(f"{email}-")
+            if own and file.name.startswith(DELIVERED):
                 self.store.delete_file(number)
 
     def close(self) -> None:
@@ -150,11 +155,11 @@ class Coordinator:
     def _dataset(self, hospital: str) -> Dataset:
         return self.client.dataset_manager.get(DATASET, datasite=self._emails[hospital])
 
-    def submit(self, hospital: str, title: str, files: dict[str, str]) -> str:
+    def submit(self, hospital: str, title: str, files: dict[str, str], run_script: str = RUN_SCRIPT) -> str:
         """Send a job; the name by which both sides know it. files: path -> text, with a main.py.
 
-        What it needs to read besides code lies in inputs/, what it wants to hand out goes to outputs/. Raises
-        UserError without a main.py.
+        What it needs to read besides code lies in inputs/, what it wants to hand out goes to outputs/. Owners approve
+        no other ``run_script``. Raises UserError without a main.py.
         """
         if "main.py" not in files:
             raise UserError(f"job {title}", "it has no main.py", "Give it one: that is what runs")
@@ -163,16 +168,22 @@ class Coordinator:
             for path, text in files.items():
                 write_atomic(Path(folder) / path, text.encode())
             job = self.client.job_client.submit_python_job(email, folder, name, entrypoint="main.py")
-            (job / "run.sh").write_text(RUN_SCRIPT)  # syft's own would build an environment from the network
+            (job / "run.sh").write_text(run_script)  # syft's own would build an environment from the network
             self.client.sync_engine.push_job_files(job)
         return name
+
+    def resend(self, hospital: str, name: str, path: str, text: str) -> None:
+        """Send another version of one file of a job: syft allows it at any time, also after the approval."""
+        with quiet():
+            job = self._job(hospital, name)
+            write_atomic(job.job_submission_path / path, text.encode())
+            self.client.sync_engine.push_job_files(job.job_submission_path)
 
     def collect(self, hospital: str, name: str) -> dict[str, bytes]:
         """The released outputs of a job. Raises UserError, saying why, where the owner released none."""
         with quiet():
             self.client.sync()
-            jobs = list(self.client.job_client.jobs)
-        job = next(j for j in jobs if (j.name, j.datasite_owner_email) == (name, self._emails[hospital]))
+            job = self._job(hospital, name)
         folder = job.job_review_path / "outputs"
         outputs = {path.name: path.read_bytes() for path in folder.glob("*")} if folder.is_dir() else {}
         outputs.pop(PERMISSIONS, None)
@@ -184,6 +195,10 @@ class Coordinator:
         if not outputs:
             raise UserError(hospital, f"its job is {job.status}, and nothing is released", "Ask its owner")
         return outputs
+
+    def _job(self, hospital: str, name: str) -> JobInfo:
+        key = (self._emails[hospital], name)
+        return next(job for job in self.client.job_client.jobs if (job.datasite_owner_email, job.name) == key)
 
 
 def training_files(

@@ -5,6 +5,7 @@ It reads the model and the task, trains on the films that stay here, and writes 
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,3 +29,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # at once: Python would take a second to free, object by object, what ends anyway

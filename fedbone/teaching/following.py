@@ -18,7 +18,7 @@ SAY_EVERY_S = 60.0
 TRAINING_FILMS = 600  # of the workbook's own three hospitals
 ARMS = 3  # times that notebook 05 shows each of them: federated, pooled, alone
 SHORT_ROUNDS = 48  # of the cpu profile there: its tables have all rounds
-OTHER_PASSES = 11_000  # presentations in notebooks 03 and 04, about
+OTHER_PASSES = 8_000  # presentations in notebooks 03 and 04, about
 
 
 def variables(profile: str | None) -> dict[str, str]:

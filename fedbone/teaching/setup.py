@@ -31,7 +31,7 @@ from fedbone.teaching.setup import check
 
 workbook = check()'''
 
-IMPORTS = {  # module -> requirement; syft is checked by the notebook that uses it
+IMPORTS = {  # module -> requirement
     "torch": "torch",
     "torchvision": "torchvision",
     "numpy": "numpy",
@@ -48,6 +48,7 @@ IMPORTS = {  # module -> requirement; syft is checked by the notebook that uses 
     "tensorboard": "tensorboard",
     "tqdm": "tqdm",
 }
+SYFT = {"syft": "syft", "syft_rds": "syft-rds", "syft_job": "syft-job", "syft_datasets": "syft-dataset"}  # notebook 04
 # CUDA major version of a torch build -> oldest NVIDIA driver (branch) it runs with, from NVIDIA's CUDA release notes
 # (minor-version compatibility), and the index that carries such builds
 DRIVERS = {13: (580, "cu130"), 12: (525, "cu126"), 11: (450, "cu118")}
@@ -94,6 +95,7 @@ class Machine:
     """Everything the checks look at, so that tests can put each broken machine in its place."""
 
     python: tuple = sys.version_info[:2]
+    platform: str = sys.platform
     prefix: Path = Path(sys.prefix)
     root: Path = Path(__file__).resolve().parents[2]
     colab: bool = "google.colab" in sys.modules
@@ -139,9 +141,18 @@ def python_problem(machine: Machine) -> str | None:
     return found + _own_kernel(machine)
 
 
-def package_problem(machine: Machine) -> str | None:
-    """Packages that this kernel lacks, with the one line that adds them."""
-    missing = [name for module, name in IMPORTS.items() if not machine.is_installed(module)]
+def require_syft(machine: Machine | None = None) -> None:
+    """Stop the cell where PySyft is missing or cannot run: it locks files in a way that Windows lacks. SetupStop."""
+    machine = machine or Machine()
+    if machine.platform == "win32":
+        raise SetupStop("PySyft 0.10 runs on Linux and macOS only. Use WSL for this chapter, or go on to chapter 05")
+    if problem := package_problem(machine, SYFT):
+        raise SetupStop(problem)
+
+
+def package_problem(machine: Machine, imports: Mapping[str, str] = IMPORTS) -> str | None:
+    """Packages that this kernel lacks, with the one line that adds them. imports: module -> requirement."""
+    missing = [name for module, name in imports.items() if not machine.is_installed(module)]
     if not missing:
         return None
     found = f"This kernel lacks {', '.join(missing)}. "
