@@ -184,6 +184,17 @@ def test_an_approval_is_for_one_run(sites) -> None:
         owner.run(again.name)
 
 
+def test_a_copy_of_a_job_byte_by_byte_is_not_approved_with_it(sites) -> None:
+    owner, name = sites.owners["nord"], approved(sites, "nord", COUNT)
+    copy = received(sites, "nord", COUNT).name
+    sites.coordinator.resend("nord", copy, "config.yaml", owner.review(name).files["config.yaml"].decode())
+    owner.receive()
+    assert owner.review(copy).digest == owner.review(name).digest
+    assert owner.run(name).status == DONE
+    with pytest.raises(UserError, match="each approval is for one run"):
+        owner.run(copy)
+
+
 def test_repeats_cover_other_inputs_and_no_other_code_and_count_down(sites) -> None:
     owner, name = sites.owners["nord"], approved(sites, "nord", COUNT, repeats=2, note="0")
     assert owner.run(name).status == DONE

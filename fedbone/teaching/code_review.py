@@ -51,7 +51,8 @@ class CodeReview:
     """Job ``name`` as it is now at ``owner``, to be approved or rejected with a reason; it is read this once.
 
     An approval is for exactly the ``submission`` that is shown, under ``policy`` and with ``repeats`` later jobs of the
-    same code, see ``Owner.approve``. Works without a front end. Raises UserError as ``Owner.review`` does.
+    same code, see ``Owner.approve``. decision: "" until there is one. Works without a front end. Raises UserError as
+    ``Owner.review`` does.
     """
 
     def __init__(self, owner: Owner, name: str, policy: Policy, repeats: int = 0) -> None:
@@ -63,7 +64,7 @@ class CodeReview:
         self._changes = "; ".join([*(_summary(path, lines) for path, lines in changed.items()), *notes])
         texts, facts = _texts(self.submission), _facts(self.submission, policy, repeats)
         self._card = facts + _difference(changed, notes) + _files(self.submission, texts)
-        self._hidden, self._decision, self._problem = _hidden(list(texts.values())), "", ""
+        self._hidden, self.decision, self._problem = _hidden(list(texts.values())), "", ""
         card = ipywidgets.HTML(STYLE + self._section(self._card), layout=ipywidgets.Layout(width="auto"))
         self._ending = ipywidgets.HTML(self._section(self._end()), layout=ipywidgets.Layout(width="auto"))
         self.widget = ipywidgets.VBox([card, self._ending, self._controls()])
@@ -77,8 +78,8 @@ class CodeReview:
         try:
             self._decide(approve, reason.strip())
         except Exception as error:
-            known = isinstance(error, UserError)  # another's text may name paths of this machine
-            self._problem = str(error) if known else f"It stopped with {type(error).__name__}; the log says where."
+            # another's text may name paths of this machine
+            self._problem = str(error) if isinstance(error, UserError) else f"It stopped with {type(error).__name__}."
             raise
         finally:
             self._ending.value = self._section(self._end())
@@ -116,7 +117,7 @@ class CodeReview:
 
     def _decide(self, approve: bool, reason: str) -> None:
         where = f"job {self.submission.name}"
-        if self._decision:
+        if self.decision:
             raise UserError(where, "it is decided already", "Make a new card to decide on what is there now")
         if not reason:
             raise UserError(where, "no reason is given", "Write one; it is kept with the decision")
@@ -124,7 +125,7 @@ class CodeReview:
             self._owner.approve(self.submission, reason, self._policy, self._repeats)
         else:
             self._owner.reject(self.submission.name, reason)
-        self._decision = f"✓ Approved: {reason}" if approve else f"✕ Rejected: {reason}"
+        self.decision = f"✓ Approved: {reason}" if approve else f"✕ Rejected: {reason}"
         self.widget.children = self.widget.children[:2]
 
     def _section(self, inside: str) -> str:
@@ -132,8 +133,8 @@ class CodeReview:
 
     def _end(self) -> str:
         """What is not shown, what stood in the way of a decision, and the decision."""
-        kind = "approved" if self._decision.startswith("✓") else "warning"
-        end = f'<p class="{kind}" role="status"><b>{html.escape(self._decision or "Not decided yet")}</b></p>'
+        kind = "approved" if self.decision.startswith("✓") else "warning"
+        end = f'<p class="{kind}" role="status"><b>{html.escape(self.decision or "Not decided yet")}</b></p>'
         problem = f'<p class="warning" role="alert"><b>Not done.</b> {_plain(self._problem)}</p>'
         return _warning(self._hidden) + (problem if self._problem else "") + end
 
