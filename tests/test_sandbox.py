@@ -44,7 +44,7 @@ ATTACKS = {
         "give a film a second name": "os.link(OWN + '/film', PLACE + '/hard')",
         "leave a pipe": "os.mkfifo(PLACE + '/pipe')",
         "leave shared memory": "open('/dev/shm/' + NAME, 'w').close(); os.remove('/dev/shm/' + NAME)",
-        "run another program": "os.execv('/bin/true', ['true'])",
+        "run another program": "os.execv(OTHER + '/program', ['program'])",
     },
     "writes": {
         "empty an own film while opening it": "os.open(OWN + '/emptied', os.O_RDONLY | os.O_TRUNC)",
@@ -119,6 +119,8 @@ def folders(root: Path) -> dict[str, str]:
         (root / folder).mkdir()
         for film in ("film", "spare", "spare2", "spare3", "emptied"):
             (root / folder / film).write_text("pixels")
+    (root / "other" / "program").write_text("#!/bin/sh\n")
+    (root / "other" / "program").chmod(0o755)
     (root / "own" / "way_out").symlink_to(root / "other" / "film")
     return {"OWN": f"{root}/own", "OTHER": f"{root}/other", "PLACE": f"{root}/place"}
 
