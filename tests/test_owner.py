@@ -180,7 +180,7 @@ def test_an_approval_is_for_one_run(sites) -> None:
     owner, name = sites.owners["nord"], approved(sites, "nord", COUNT)
     assert owner.run(name).status == DONE
     again = received(sites, "nord", COUNT)
-    with pytest.raises(UserError, match="each approval is for one run"):
+    with pytest.raises(UserError, match="no more runs of this code are approved"):
         owner.run(again.name)
 
 
@@ -191,7 +191,7 @@ def test_a_copy_of_a_job_byte_by_byte_is_not_approved_with_it(sites) -> None:
     owner.receive()
     assert owner.review(copy).digest == owner.review(name).digest
     assert owner.run(name).status == DONE
-    with pytest.raises(UserError, match="each approval is for one run"):
+    with pytest.raises(UserError, match="no more runs of this code are approved"):
         owner.run(copy)
 
 

@@ -221,12 +221,13 @@ def test_where_nothing_is_enforced_the_statement_says_so_and_it_is_true(world, m
 def test_the_statement_names_what_is_held_and_what_is_not():
     everything = Protections(files=True, writes=True, network=True, signals=True, single_process=True)
     assert everything.statement() == (
-        "The kernel sees to it that a job here opens only the files that it was given, reaches no network, starts no "
-        "second process and ends no other process. It can still ask whether a file exists, its size and its time."
+        "The operating system sees to it that a job here opens only the files that it was given, reaches no network, "
+        "starts no second process and kills no other process. "
+        "It can still ask whether a file exists, its size and its time."
     )
     only_files = Protections(files=True, writes=False, network=False, signals=False, single_process=False)
     assert only_files.statement() == (
-        "The kernel sees to it that a job here opens only the files that it was given. "
+        "The operating system sees to it that a job here opens only the files that it was given. "
         "This kernel's Landlock is too old to stop a job from emptying a file that it may read. "
         "Nothing stops a job here from using the network. "
         "It can still ask whether a file exists, its size and its time."

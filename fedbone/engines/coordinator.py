@@ -44,6 +44,7 @@ class Coordinator:
         What it needs to read besides code lies in inputs/, what it wants to hand out goes to outputs/. Owners approve
         no other ``run_script``. Raises UserError without a main.py.
         """
+        self._require_open()
         if "main.py" not in files:
             raise UserError(f"job {title}", "it has no main.py", "Give it one: that is what runs")
         name, email = f"{next(self._submitted):03d}-{title}", self._emails[hospital]
@@ -57,6 +58,7 @@ class Coordinator:
 
     def resend(self, hospital: str, name: str, path: str, text: str) -> None:
         """Send another version of one file of a job: syft allows it at any time, also after the approval."""
+        self._require_open()
         with quiet():
             job = self._job(hospital, name)
             write_atomic(job.job_submission_path / path, text.encode())
@@ -64,6 +66,7 @@ class Coordinator:
 
     def collect(self, hospital: str, name: str) -> dict[str, bytes]:
         """The released outputs of a job. Raises UserError, saying why, where the owner released none."""
+        self._require_open()
         with quiet():
             self.client.sync()
             job = self._job(hospital, name)
@@ -81,4 +84,11 @@ class Coordinator:
 
     def _job(self, hospital: str, name: str) -> JobInfo:
         key = (self._emails[hospital], name)
-        return next(job for job in self.client.job_client.jobs if (job.datasite_owner_email, job.name) == key)
+        for job in self.client.job_client.jobs:
+            if (job.datasite_owner_email, job.name) == key:
+                return job
+        raise UserError(f"job {name}", f"none was submitted to {hospital}", "Check both names, and submit it again")
+
+    def _require_open(self) -> None:
+        if not self.client.syftbox_folder.exists():
+            raise UserError("the hospitals' folder", "it is gone: close() was called", "Make the Datasites again")

@@ -169,7 +169,10 @@ class Owner:
         paths = sorted({*before.files, *submission.files} - {"config.yaml"})
         changed = [path for path in paths if before.files.get(path) != submission.files.get(path)]
         changed += ["software"] if before.software != submission.software else []
-        return f"changed: {', '.join(changed)}" if changed else "each approval is for one run"
+        words = [f"changed: {', '.join(changed)}"] if changed else []
+        if submission.code_digest in self._repeated:
+            words.append("no more runs of this code are approved")
+        return "; ".join(words)
 
     def _result(self, job: JobInfo, policy: Policy) -> Result:
         """What the run left, as far as the policy lets it out."""

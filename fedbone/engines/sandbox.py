@@ -51,11 +51,12 @@ class Protections:
             (self.files, "opens only the files that it was given"),
             (self.network, "reaches no network"),
             (self.single_process, "starts no second process"),
-            (self.signals, "ends no other process"),
+            (self.signals, "kills no other process"),
         ]
         sentences = []
         if any(able for able, _ in held):
-            sentences.append(f"The kernel sees to it that a job here {_listed(text for able, text in held if able)}.")
+            able_to = _listed(text for able, text in held if able)
+            sentences.append(f"The operating system sees to it that a job here {able_to}.")
         if not self.files:
             sentences.append("Nothing stops a job here from reading any file of this user.")
         elif not self.writes:

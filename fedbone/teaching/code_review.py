@@ -118,7 +118,7 @@ class CodeReview:
     def _decide(self, approve: bool, reason: str) -> None:
         where = f"job {self.submission.name}"
         if self.decision:
-            raise UserError(where, "it is decided already", "Make a new card to decide on what is there now")
+            raise UserError(where, "it is decided already", "To decide again, run the cell that made the card")
         if not reason:
             raise UserError(where, "no reason is given", "Write one; it is kept with the decision")
         if approve:
