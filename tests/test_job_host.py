@@ -20,6 +20,7 @@ from fedbone.engines.job_host import (
     KILLED,
     LATE,
     LEFT,
+    LOST,
     MEMORY,
     NOT_STARTED,
     PRINTED,
@@ -303,6 +304,43 @@ def test_the_memory_of_all_processes_counts(site):
     assert site.run(main, replace(RULES, memory_mb=300), host=FREE_HOST)[0] == MEMORY
     one = "kept = bytes(50_000_000)\n" + GOOD
     assert site.run(one, replace(RULES, memory_mb=300), host=FREE_HOST)[0] == DONE
+
+
+CHURN = """
+import mmap, os, time
+for _ in range(40):
+    time.sleep(0.02)  # the supervisor looks ten times a second
+    with open("outputs/b", "wb+") as file:
+        os.remove("outputs/b")
+        file.write(bytes(1_000_000)); file.flush()
+        kept = mmap.mmap(file.fileno(), 0)
+"""
+
+
+@linux
+def test_files_that_were_removed_count_too(site):
+    assert site.run(CHURN + GOOD)[0] == WROTE
+    assert site.run(CHURN.replace("40", "4") + GOOD)[0] == DONE
+
+
+def test_thousands_of_threads_are_too_many(site):
+    main = "import threading, time\nfor _ in range(400): threading.Thread(target=time.sleep, args=(3,)).start()\n"
+    assert site.run(main + SLEEP, host=FREE_HOST)[0] == MEMORY
+
+
+@confines
+def test_a_job_opens_no_more_than_its_number_of_files(site):
+    main = "import os\nwhile True: os.open('main.py', os.O_RDONLY)\n"
+    ended, log, _ = site.run(main)
+    assert (ended, "Too many open files" in log) == (RAISED, True)
+
+
+def test_a_supervisor_that_fails_says_nothing_of_the_job(site):
+    """A full disk, say: its traceback would go to the coordinator."""
+    broken = NOTHING_ENFORCED.replace(
+        "sys.exit(", "def broken(*_): raise OSError('no space')\njob_host.fault = broken\nsys.exit("
+    )
+    assert site.run(GOOD, host=[*HOST[:3], "-c", broken]) == (LOST, "", "")
 
 
 WAITS = "import os\nopen('outputs/pid', 'w').write(str(os.getpid()))\n" + SLEEP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -376,3 +377,39 @@ def test_numbers_are_released_as_the_policy_says(sites) -> None:
     for names, status in ((("a", "b"), DONE), (("a",), REFUSED)):
         result = owner.run(approved(sites, "nord", job, {"count.json": Numbers(names)}))
         assert result.status == status
+
+
+def test_two_jobs_of_one_name_are_refused(sites) -> None:
+    """syft still reads the inbox of its first version, and would run whichever of the two is approved."""
+    name, owner = approved(sites, "nord", COUNT), sites.owners["nord"]
+    twin = owner.review(name)
+    inbox = sites.coordinator._job("nord", name).job_submission_path
+    old = inbox.parents[1] / name
+    shutil.copytree(inbox, old)
+    (old / "run.sh").write_text("touch ran")
+    with quiet():
+        sites.coordinator.client.sync_engine.push_job_files(old)
+    owner.receive()
+    with quiet():
+        jobs = [job for job in owner.client.job_client.jobs if job.name == twin.name]
+    assert len(jobs) == 2
+    with pytest.raises(UserError, match="two jobs have this name"):
+        owner.run(name)
+    assert not ran(owner)
+
+
+def test_a_rejection_withdraws_the_approval(sites) -> None:
+    submission, owner = received(sites, "nord", COUNT), sites.owners["nord"]
+    owner.approve(submission, "read", COUNTS, repeats=5)
+    owner.reject(submission.name, "on second thoughts")
+    again = received(sites, "nord", COUNT)
+    assert again.code_digest == submission.code_digest
+    refused(sites, again.name)
+    assert not ran(owner)
+
+
+@pytest.mark.parametrize("file", ["refusal.json", "syft.pub.yaml", "a/x.json", "../x.json", "", ".", ".."])
+def test_a_policy_names_plain_files(sites, file) -> None:
+    submission = received(sites, "nord", COUNT)
+    with pytest.raises(UserError, match="no job can hand out"):
+        sites.owners["nord"].approve(submission, "read", {file: Numbers(("films",))})

@@ -291,3 +291,9 @@ def test_the_refusal_says_no_word_that_the_job_chose(secret: str, noise: bytes) 
             f"report.json is larger than {NUMBERS.most_bytes} bytes",
             "it did not leave exactly the files report.json, update.safetensors",
         }
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "object", "U4", "datetime64[s]"])
+def test_a_policy_takes_booleans_and_real_numbers(dtype) -> None:
+    with pytest.raises(ValueError, match="give bool, an integer or a floating type"):
+        Arrays({"a": (dtype, (2,))})

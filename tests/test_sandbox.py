@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="jobs need Linux
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the calls are Linux's")
 ROOT = Path(__file__).resolve().parents[1]
 DONE = "done"
-REFUSED = {"EACCES", "EPERM", "EXDEV"}  # the last for a second name in another folder
+REFUSED = {"EACCES", "EPERM", "EXDEV", "ENOTTY"}  # the last for a second name in another folder
 
 # every attack by the part that has to stop it; OWN may be read, PLACE written, OTHER neither
 ATTACKS = {
@@ -60,6 +60,10 @@ ATTACKS = {
         "change its times": "os.utime(OWN + '/film')",
         "change its owner": "os.chown(OWN + '/film', os.getuid(), os.getgid())",
         "empty it by name": "os.truncate(OWN + '/spare3', 0)",
+        "control an open film": "fcntl.ioctl(os.open(OWN + '/film', os.O_RDONLY), 0x541B, bytes(8))",  # FIONREAD
+        "lease an open film": "fcntl.fcntl(os.open(OWN + '/film', os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)",
+        "lock an open film": "fcntl.flock(os.open(OWN + '/film', os.O_RDONLY), fcntl.LOCK_SH)",
+        "read a mark of another film": "os.listxattr(OTHER + '/film')",
         "memory without a file": "os.memfd_create('x')",
         "keys of the user": "call(KEYCTL, 0, ctypes.c_long(-4), 1)",
         "shared memory of System V": "call(SHMGET, 0, 4096, 0o1600)",
@@ -223,14 +227,14 @@ def test_the_statement_names_what_is_held_and_what_is_not():
     assert everything.statement() == (
         "The operating system sees to it that a job here opens only the files that it was given, reaches no network, "
         "starts no second process and kills no other process. "
-        "It can still ask whether a file exists, its size and its time."
+        "Of other files it can still ask whether they exist, their size, times, mode and owner."
     )
     only_files = Protections(files=True, writes=False, network=False, signals=False, single_process=False)
     assert only_files.statement() == (
         "The operating system sees to it that a job here opens only the files that it was given. "
         "This kernel's Landlock is too old to stop a job from emptying a file that it may read. "
         "Nothing stops a job here from using the network. "
-        "It can still ask whether a file exists, its size and its time."
+        "Of other files it can still ask whether they exist, their size, times, mode and owner."
     )
 
 
@@ -287,7 +291,7 @@ def test_roots_rights_are_gone_but_for_files_of_other_owners(world):
 def test_calls_are_refused_without_landlock_too(world, monkeypatch):
     monkeypatch.setattr(sandbox, "protections", lambda: replace(protections(), files=False))
     tried = {**ATTACKS["network"], **ATTACKS["signals"], **ATTACKS["single_process"]}
-    assert set(answers(world, tried).values()) == {"EPERM"}
+    assert set(answers(world, tried).values()) == {"EPERM", "ENOTTY"}  # the latter for ioctl
 
 
 @linux
@@ -295,7 +299,7 @@ def test_calls_are_refused_without_landlock_too(world, monkeypatch):
 def test_every_call_of_the_table_is_refused_also_by_its_bare_number(world):
     """And under the second set of numbers, x32, that some kernels for x86_64 take; the arguments would be harmless."""
     old_forks = {"fork": 57, "vfork": 58} if platform.machine() == "x86_64" else {}  # the C library uses clone
-    conditional = {"clone", "clone3", "tgkill", "fcntl", "prctl", "prlimit64", "seccomp"}
+    conditional = {"clone", "clone3", "tgkill", "fcntl", "prctl", "prlimit64", "ioctl", "seccomp"}
     numbers = {name: number for name, number in system_calls.known_numbers().items() if name not in conditional}
     assert len(numbers) > 40
     tried = {name: f"call({number}, -1, -1, -1, -1, -1)" for name, number in {**numbers, **old_forks}.items()}

@@ -26,6 +26,11 @@ class Coordinator:
     def __init__(self, client: SyftRDSClient, emails: dict[str, str]) -> None:
         self.client, self._emails, self._submitted = client, emails, count(1)
 
+    def _email(self, hospital: str) -> str:
+        if hospital not in self._emails:
+            raise UserError(f"hospital {hospital}", "there is none of this name", f"One of {', '.join(self._emails)}")
+        return self._emails[hospital]
+
     def mock(self, hospital: str) -> FilmSet:
         """The mock films that ``hospital`` published."""
         with np.load(self._dataset(hospital).mock_files[0]) as file:
@@ -36,7 +41,7 @@ class Coordinator:
         return str(self._dataset(hospital).uid)
 
     def _dataset(self, hospital: str) -> Dataset:
-        return self.client.dataset_manager.get(DATASET, datasite=self._emails[hospital])
+        return self.client.dataset_manager.get(DATASET, datasite=self._email(hospital))
 
     def submit(self, hospital: str, title: str, files: dict[str, str], run_script: str = RUN_SCRIPT) -> str:
         """Send a job; the name by which both sides know it. files: path -> text, with a main.py.
@@ -47,7 +52,7 @@ class Coordinator:
         self._require_open()
         if "main.py" not in files:
             raise UserError(f"job {title}", "it has no main.py", "Give it one: that is what runs")
-        name, email = f"{next(self._submitted):03d}-{title}", self._emails[hospital]
+        name, email = f"{next(self._submitted):03d}-{title}", self._email(hospital)
         with tempfile.TemporaryDirectory(dir=self.client.syftbox_folder.parent) as folder, quiet():
             for path, text in files.items():
                 write_atomic(Path(folder) / path, text.encode())
@@ -83,7 +88,7 @@ class Coordinator:
         return outputs
 
     def _job(self, hospital: str, name: str) -> JobInfo:
-        key = (self._emails[hospital], name)
+        key = (self._email(hospital), name)
         for job in self.client.job_client.jobs:
             if (job.datasite_owner_email, job.name) == key:
                 return job

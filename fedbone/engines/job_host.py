@@ -26,7 +26,7 @@ from fedbone.engines.job_folder import bytes_below, fault, fresh_folder
 from fedbone.engines.job_log import Log
 from fedbone.files import write_json
 
-DONE, RAISED, KILLED, LATE, PRINTED, LEFT, MEMORY, WROTE, STOPPED, NOT_STARTED = 0, *range(10, 19)
+DONE, RAISED, KILLED, LATE, PRINTED, LEFT, MEMORY, WROTE, STOPPED, NOT_STARTED, LOST = 0, *range(10, 20)
 ENDINGS = {
     DONE: "done",
     RAISED: "raised an error",
@@ -34,14 +34,15 @@ ENDINGS = {
     LATE: "took longer than allowed",
     PRINTED: "printed more than allowed",
     LEFT: "left other files than allowed",
-    MEMORY: "used more memory than allowed",
+    MEMORY: "used more memory or threads than allowed",
     WROTE: "wrote more than allowed",
     STOPPED: "was stopped",
     NOT_STARTED: "could not be started under its rules",
+    LOST: "could not be watched to its end",
 }
 LOOK_S = 0.1  # between two looks at the job
 SLACK_BYTES = 16_000_000  # of files that a job may write and remove again, beyond its outputs
-MOST_OPEN_FILES = 256
+MOST_OPEN_FILES = MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class JobRules:
 
     @property
     def most_bytes(self) -> int:
-        """Of all files that the job has at one time."""
+        """Of all files that the job has at one time; where the system counts (Linux), of all that it ever writes."""
         return sum(self.outputs.values()) + SLACK_BYTES
 
 
@@ -87,6 +88,13 @@ def log_file(syftbox_folder: Path) -> Path:
 
 def main() -> int:
     """Run the job of the present folder by the rules of the hospital that SYFTBOX_FOLDER names; a key of ENDINGS."""
+    try:
+        return _run_job()
+    except Exception:  # a full disk, say; its traceback would be read by the submitter
+        return LOST
+
+
+def _run_job() -> int:
     watch = _Watch(os.getppid())
     box, code = Path(os.environ["SYFTBOX_FOLDER"]), Path.cwd() / "code"
     sandbox.adopt_orphans()
@@ -127,13 +135,15 @@ class _Watch:
             log.finish()  # what confine had to say
             return NOT_STARTED
         deadline, broken = time.monotonic() + rules.timeout_s, None
-        while broken is None and job.poll() is None:
-            log.move(LOOK_S)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.wait(0 if log.open else LOOK_S)
-            broken = LATE if time.monotonic() > deadline else self._broken(rules, job, log, (outputs, scratch))
-        returned = job.returncode
-        _end_all(job)
+        try:
+            while broken is None and job.poll() is None:
+                log.move(LOOK_S)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    job.wait(0 if log.open else LOOK_S)
+                broken = LATE if time.monotonic() > deadline else self._broken(rules, job, log, (outputs, scratch))
+            returned = job.returncode
+        finally:
+            _end_all(job)
         log.finish()
         if returned is None:
             return broken
@@ -146,9 +156,10 @@ class _Watch:
             return STOPPED
         if log.bytes > rules.log_bytes:
             return PRINTED
-        if _resident_bytes(job) > rules.memory_mb * 1_000_000:
+        resident, threads, written = _used(job)
+        if resident > rules.memory_mb * 1_000_000 or threads > MOST_THREADS:
             return MEMORY
-        written = sum(bytes_below(folder, rules.most_bytes) for folder in folders)
+        written = max(written, sum(bytes_below(folder, rules.most_bytes) for folder in folders))
         return WROTE if written > rules.most_bytes else None
 
 
@@ -201,14 +212,19 @@ def _descendants() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def _resident_bytes(job: subprocess.Popen) -> int:
+def _used(job: subprocess.Popen) -> tuple[int, int, int]:
+    """Resident bytes, threads, and bytes ever written, of all processes of the job."""
     alone = sandbox.protections().single_process  # then there is no need to look through all processes of the machine
-    total = 0
+    used = [0, 0, 0]
     with contextlib.suppress(psutil.Error):
         for process in [psutil.Process(job.pid)] if alone else _descendants():
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-    return total
+            with contextlib.suppress(psutil.Error, OSError):
+                used[0] += process.memory_info().rss
+                used[1] += process.num_threads()
+                if sys.platform == "linux":  # also into files that it has removed and holds open or mapped
+                    counters = process.io_counters()
+                    used[2] += max(counters.write_bytes, counters.write_chars)
+    return tuple(used)
 
 
 def _end_all(job: subprocess.Popen) -> None:

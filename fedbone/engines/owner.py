@@ -91,9 +91,12 @@ class Owner:
     def approve(self, submission: Submission, reason: str, policy: Policy, repeats: int = 0) -> None:
         """Approve this digest once, and ``repeats`` later jobs of the same code with other inputs.
 
-        Whoever allows repeats lets the coordinator choose the inputs, also a model that is made to leak. Raises
-        UserError for a start script that is not RUN_SCRIPT: the job would run outside the sandbox.
+        Whoever allows repeats lets the coordinator choose the inputs, also a model that is made to leak. The
+        coordinator reads the reason. Raises UserError for a start script that is not RUN_SCRIPT, which would run the
+        job outside the sandbox, and for a policy with other than plain file names.
         """
+        if bad := [file for file in policy if file in ("", "..", REFUSAL, PERMISSIONS) or Path(file).name != file]:
+            raise UserError(f"the policy for job {submission.name}", f"no job can hand out {bad}", "Name plain files")
         if submission.files.get("run.sh") != RUN_SCRIPT.encode():
             remedy = "Reject it; jobs are submitted with fedbone.engines.owner.RUN_SCRIPT"
             raise UserError(f"job {submission.name}", "its run.sh is not the one that starts the sandbox", remedy)
@@ -102,8 +105,15 @@ class Owner:
         self._repeated[submission.code_digest] = Approval(reason, policy, repeats)
 
     def reject(self, name: str, reason: str) -> None:
-        """Refuse a job, also one that cannot be read; the coordinator gets the reason. Raises UserError as ``run``."""
+        """Refuse a job, and withdraw what was approved of its code; the coordinator reads the reason.
+
+        Also one that ``review`` cannot read. Raises UserError where it does not wait.
+        """
         job = self._waiting(name)
+        with contextlib.suppress(UserError):
+            submission = self.review(name)
+            self._approved.pop(submission.digest, None)
+            self._repeated.pop(submission.code_digest, None)
         with quiet():
             job.reject(reason)
             self.client.sync()
@@ -111,8 +121,9 @@ class Owner:
     def run(self, name: str) -> Result:
         """Run an approved job and check what it left; nothing is released yet.
 
-        Raises UserError, and runs nothing, unless the job waits and is now exactly what was approved. Once stopped by
-        an interrupt, no process of the job is left.
+        Whether it failed, how, and to the second how long it took is seen by the coordinator with the next ``receive``,
+        released or not. Raises UserError, and runs nothing, unless the job waits and is now exactly what was approved.
+        Once stopped by an interrupt, no process of the job is left.
         """
         job, submission = self._waiting(name), self.review(name)
         approval = self._approved.pop(submission.digest, None) or self._repeat(submission)
@@ -144,6 +155,8 @@ class Owner:
             found = [job for job in self.client.job_client.jobs if job.name == name]
         if not found:
             raise UserError(f"job {name}", f"it is not at {self.name}", "Call receive() first, and check the name")
+        if len(found) > 1:  # syft reads two layouts of its inbox, and runs by name whichever is approved
+            raise UserError(f"job {name}", "two jobs have this name", "Ask for another one, with a name of its own")
         return found[0]
 
     def _waiting(self, name: str) -> JobInfo:

@@ -28,6 +28,11 @@ class Arrays:
 
     expected: Mapping[str, tuple[str, tuple[int, ...]]]
 
+    def __post_init__(self) -> None:
+        for name, (dtype, _) in self.expected.items():
+            if np.dtype(dtype).kind not in "biuf":
+                raise ValueError(f"{name} is {dtype}; give bool, an integer or a floating type")
+
     @property
     def most_bytes(self) -> int:
         sizes = (np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.expected.values())
@@ -45,7 +50,7 @@ class Arrays:
             array = arrays[name]
             if (array.dtype, array.shape) != (np.dtype(dtype), tuple(shape)):
                 raise NotReleased(f"{name} is not {dtype} of shape {tuple(shape)}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if not np.isfinite(array).all():
                 raise NotReleased(f"{name} holds NaN or infinity")
         return save({name: _plain(arrays[name]) for name in self.expected})
 

@@ -1,6 +1,7 @@
 """What the owner of data reads before a job may run: every file of it, and what changed since the last approved one.
 
-An approval is for one digest. It covers all files of the job and the software that they will meet on this machine.
+An approval is for one digest. It covers all files of the job, the sources of fedbone, and the versions of Python and of
+PACKAGES; not the packages' files, nor what else is installed: who can write those is the machine's administrator.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Submission:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything that will run."""
+        """sha256 of all files of the job and of ``software``."""
         return self._digest(self.files)
 
     @property

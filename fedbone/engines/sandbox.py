@@ -64,7 +64,7 @@ class Protections:
         if not self.network:
             sentences.append("Nothing stops a job here from using the network.")
         if self.files:
-            sentences.append("It can still ask whether a file exists, its size and its time.")
+            sentences.append("Of other files it can still ask whether they exist, their size, times, mode and owner.")
         return " ".join(sentences)
 
 

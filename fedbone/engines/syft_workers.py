@@ -82,6 +82,8 @@ class Datasites:
     """
 
     def __init__(self, hospitals: list[HospitalData]) -> None:
+        if not hospitals:
+            raise ValueError("Datasites need at least one hospital")
         if len({COORDINATOR, *(_email(data.name) for data in hospitals)}) <= len(hospitals):
             raise ValueError(f"these hospitals get no address each of their own: {[data.name for data in hospitals]}")
         self._folder = tempfile.TemporaryDirectory(prefix="fedbone-syft-")
@@ -129,8 +131,12 @@ class Datasites:
                 self.store.delete_file(number)
 
     def close(self) -> None:
-        """Remove the folder with everything in it."""
-        self._folder.cleanup()
+        """Remove the folder with everything in it, also when an interrupt comes in the middle."""
+        try:
+            self._folder.cleanup()
+        except KeyboardInterrupt:
+            self._folder.cleanup()
+            raise
 
 
 def training_files(
@@ -159,13 +165,15 @@ class SyftHospital:
     """
 
     def __init__(self, sites: Datasites, name: str, profile: Profile) -> None:
+        if profile.norm != "group":
+            raise UserError(f"hospital {name}", f"norm={profile.norm!r} stays at a hospital", "Use norm='group'")
         self.name, self.profile, self.joints = name, profile, sites.joints
         self._sites, self._owner, self._coordinator = sites, sites.owners[name], sites.coordinator
         mock = self._coordinator.mock(name)
         self.labelled = (mock.keypoints[..., 2] > 0).any(axis=0)
 
     def films_digest(self) -> str:
-        """syft's number of the dataset: the films themselves are not here to look at."""
+        """syft's number of the dataset, new with each ``Datasites``: only while that lives can a run be resumed."""
         return self._coordinator.dataset_id(self.name)
 
     def state(self) -> dict[str, np.ndarray]:

@@ -29,17 +29,22 @@ mode and owner of a file: chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54
 marks on a file: utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, file_setattr 469 469
 marks on a file: setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, setxattrat 463 463
 marks on a file: removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, removexattrat 466 466
+marks on a file: getxattr 191 8, lgetxattr 192 9, fgetxattr 193 10, getxattrat 464 464
+marks on a file: listxattr 194 11, llistxattr 195 12, flistxattr 196 13, listxattrat 465 465
+marks on a file: flock 73 32
+disk space that is not written: fallocate 285 47
 emptying by name, which old Landlock allows: truncate 76 45
 watching files of others: inotify_init 253 -, inotify_init1 294 26, fanotify_init 300 262
 other namespaces: unshare 272 97, setns 308 268
 """
 _ASKED = """
 decided by an argument: clone 56 220, clone3 435 435, tgkill 234 131, fcntl 72 25
+decided by an argument: ioctl 16 29
 decided by an argument: prctl 157 167, prlimit64 302 261
 """
 _NEEDED = "used here: seccomp 317 277"
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_* of linux/audit.h
-_CLONE_THREAD, _F_SETOWN, _F_SETOWN_EX, _PR_SET_PDEATHSIG = 0x10000, 8, 15, 1
+_CLONE_THREAD, _F_SETOWN, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY, _PR_SET_PDEATHSIG = 0x10000, 8, 15, 1024, 1026, 1
 _ALLOW, REFUSE, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # SECCOMP_RET_*; an error number is added to REFUSE
 _LOAD, _EQUAL, _AT_LEAST, _COMMON_BIT, _RESULT = 0x20, 0x15, 0x35, 0x45, 0x06  # classic BPF
 
@@ -65,11 +70,15 @@ def filter_program(own_pid: int) -> bytes:
         steps += [_step(_EQUAL, number, 0, 1), _step(_RESULT, REFUSE | errno.EPERM)]
     # clone3 hides its flags from us; told that there is none, the C library uses clone
     steps += [_step(_EQUAL, asked["clone3"], 0, 1), _step(_RESULT, REFUSE | errno.ENOSYS)]
+    # an open file can be marked by it (FS_IOC_SETFLAGS); told that there is no terminal, programs go on
+    steps += [_step(_EQUAL, asked["ioctl"], 0, 1), _step(_RESULT, REFUSE | errno.ENOTTY)]
     steps += _refuse_unless(asked["clone"], 0, _COMMON_BIT, _CLONE_THREAD)
     steps += _refuse_unless(asked["tgkill"], 0, _EQUAL, own_pid)
     steps += _refuse_unless(asked["prlimit64"], 0, _EQUAL, 0)
     steps += _refuse_if(asked["fcntl"], 1, _F_SETOWN)  # who gets the signal of a file
     steps += _refuse_if(asked["fcntl"], 1, _F_SETOWN_EX)
+    steps += _refuse_if(asked["fcntl"], 1, _F_SETLEASE)
+    steps += _refuse_if(asked["fcntl"], 1, _F_NOTIFY)
     steps += _refuse_if(asked["prctl"], 0, _PR_SET_PDEATHSIG)
     return b"".join([*steps, _step(_RESULT, _ALLOW)])
 
