@@ -39,7 +39,7 @@ from tests.helpers import all_ended
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="jobs need Linux or macOS")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans and ending with the parent are Linux's")
 confines = pytest.mark.skipif(
-    not (protections().files and protections().network), reason=f"not confined here: {protections().statement()}"
+    not (protections().files and protections().calls), reason=f"not confined here: {protections().statement()}"
 )
 ROOT = Path(__file__).resolve().parents[1]
 HOST = [sys.executable, "-P", "-s", "-m", "fedbone.engines.job_host"]
@@ -47,7 +47,7 @@ HOST = [sys.executable, "-P", "-s", "-m", "fedbone.engines.job_host"]
 NOTHING_ENFORCED = """
 import sys
 from fedbone.engines import job_host, sandbox
-nothing = sandbox.Protections(False, False, False, False, False)
+nothing = sandbox.Protections(False, False, False)
 sandbox.protections = lambda: nothing
 sys.exit(job_host.main())
 """

@@ -197,9 +197,20 @@ def test_the_software_is_every_source_file_of_the_package(tmp_path: Path, monkey
     assert software()["fedbone"] == seen[-1]
 
 
+def test_the_software_is_what_is_installed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(review.sysconfig, "get_path", lambda kind: str(tmp_path))
+    (tmp_path / "a-1.dist-info").mkdir()
+    record = tmp_path / "a-1.dist-info" / "RECORD"
+    seen = [software()["all packages"]]
+    for lines in ("a.py,sha256=x,1\n", "a.py,sha256=y,1\n"):
+        record.write_text(lines)
+        seen.append(software()["all packages"])
+    assert len(set(seen)) == 3
+
+
 def test_the_software_names_what_a_job_meets() -> None:
     found = software()
-    assert set(found) == {"python", "fedbone", "numpy", "safetensors", "syft", "torch", "os"}
+    assert set(found) == {"python", "fedbone", "numpy", "safetensors", "syft", "torch", "os", "all packages"}
     assert re.fullmatch(r"[0-9a-f]{64}", found["fedbone"])
     assert found["syft"] == "0.10.0"
 

@@ -49,7 +49,7 @@ ATTACKS = {
     "writes": {
         "empty an own film while opening it": "os.open(OWN + '/emptied', os.O_RDONLY | os.O_TRUNC)",
     },
-    "network": {
+    "calls": {
         "TCP": "socket.create_connection(('127.0.0.1', TCP), 5)",
         "UDP": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', UDP))",
         "Unix socket with a path": "socket.socket(socket.AF_UNIX).connect(UNIX)",
@@ -67,13 +67,9 @@ ATTACKS = {
         "memory without a file": "os.memfd_create('x')",
         "keys of the user": "call(KEYCTL, 0, ctypes.c_long(-4), 1)",
         "shared memory of System V": "call(SHMGET, 0, 4096, 0o1600)",
-    },
-    "single_process": {
         "fork": "os.fork() or os._exit(0)",
         "a command": "subprocess.run(['/bin/true'], check=True)",
         "a spawned command": "os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)",
-    },
-    "signals": {
         "signal the parent": "os.kill(os.getppid(), 0)",
         "signal the parent's thread": "call(TGKILL, os.getppid(), os.getppid(), 0)",
         "signal through a pipe's owner": "fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
@@ -213,7 +209,7 @@ def test_what_a_job_needs_still_works(name, world):
 
 @linux
 def test_where_nothing_is_enforced_the_statement_says_so_and_it_is_true(world, monkeypatch):
-    nothing = Protections(files=False, writes=False, network=False, signals=False, single_process=False)
+    nothing = Protections(files=False, writes=False, calls=False)
     monkeypatch.setattr(sandbox, "protections", lambda: nothing)
     assert nothing.statement() == (
         "Nothing stops a job here from reading any file of this user. Nothing stops a job here from using the network."
@@ -223,13 +219,13 @@ def test_where_nothing_is_enforced_the_statement_says_so_and_it_is_true(world, m
 
 
 def test_the_statement_names_what_is_held_and_what_is_not():
-    everything = Protections(files=True, writes=True, network=True, signals=True, single_process=True)
+    everything = Protections(files=True, writes=True, calls=True)
     assert everything.statement() == (
         "The operating system sees to it that a job here opens only the files that it was given, reaches no network, "
         "starts no second process and kills no other process. "
         "Of other files it can still ask whether they exist, their size, times, mode and owner."
     )
-    only_files = Protections(files=True, writes=False, network=False, signals=False, single_process=False)
+    only_files = Protections(files=True, writes=False, calls=False)
     assert only_files.statement() == (
         "The operating system sees to it that a job here opens only the files that it was given. "
         "This kernel's Landlock is too old to stop a job from emptying a file that it may read. "
@@ -257,7 +253,7 @@ def test_older_landlock_holds_what_it_knows(version, world, monkeypatch, tmp_pat
 @linux
 @pytest.mark.parametrize("part", ["_restrict_files", "_restrict_calls", "_drop_capabilities"])
 def test_a_part_that_fails_keeps_the_process_from_starting(part, monkeypatch, capfd):
-    if not (protections().files and protections().network):
+    if not (protections().files and protections().calls):
         pytest.skip(protections().statement())
 
     def fail(*_):
@@ -287,15 +283,15 @@ def test_roots_rights_are_gone_but_for_files_of_other_owners(world):
 
 
 @linux
-@pytest.mark.skipif(not protections().network, reason="no table of system calls for this processor")
+@pytest.mark.skipif(not protections().calls, reason="no table of system calls for this processor")
 def test_calls_are_refused_without_landlock_too(world, monkeypatch):
     monkeypatch.setattr(sandbox, "protections", lambda: replace(protections(), files=False))
-    tried = {**ATTACKS["network"], **ATTACKS["signals"], **ATTACKS["single_process"]}
+    tried = ATTACKS["calls"]
     assert set(answers(world, tried).values()) == {"EPERM", "ENOTTY"}  # the latter for ioctl
 
 
 @linux
-@pytest.mark.skipif(not protections().network, reason="no table of system calls for this processor")
+@pytest.mark.skipif(not protections().calls, reason="no table of system calls for this processor")
 def test_every_call_of_the_table_is_refused_also_by_its_bare_number(world):
     """And under the second set of numbers, x32, that some kernels for x86_64 take; the arguments would be harmless."""
     old_forks = {"fork": 57, "vfork": 58} if platform.machine() == "x86_64" else {}  # the C library uses clone
@@ -326,7 +322,7 @@ def test_numbers_are_the_kernels(header, machine, monkeypatch):
 def test_an_unknown_processor_claims_nothing_about_calls(monkeypatch):
     monkeypatch.setattr(system_calls.platform, "machine", lambda: "riscv64")
     claimed = protections.__wrapped__()
-    assert (claimed.network, claimed.single_process) == (False, False)
+    assert not claimed.calls
     assert "using the network" in claimed.statement()
 
 

@@ -395,5 +395,7 @@ def test_what_is_not_there_is_named() -> None:
             sites.coordinator.collect("nord", "003-job")
         with pytest.raises(UserError, match="stays at a hospital"):
             SyftHospital(sites, "nord", tiny_profile(norm="batch"))
+        with pytest.raises(UserError, match="reaches no GPU"):
+            SyftHospital(sites, "nord", tiny_profile(device="cuda"))
     with pytest.raises(UserError, match="it is gone: close"):
         sites.coordinator.submit("nord", "job", {"main.py": GOOD})

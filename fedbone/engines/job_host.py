@@ -214,7 +214,7 @@ def _descendants() -> list[psutil.Process]:
 
 def _used(job: subprocess.Popen) -> tuple[int, int, int]:
     """Resident bytes, threads, and bytes ever written, of all processes of the job."""
-    alone = sandbox.protections().single_process  # then there is no need to look through all processes of the machine
+    alone = sandbox.protections().calls  # then there is no need to look through all processes of the machine
     used = [0, 0, 0]
     with contextlib.suppress(psutil.Error):
         for process in [psutil.Process(job.pid)] if alone else _descendants():

@@ -1,7 +1,8 @@
 """What the owner of data reads before a job may run: every file of it, and what changed since the last approved one.
 
-An approval is for one digest. It covers all files of the job, the sources of fedbone, and the versions of Python and of
-PACKAGES; not the packages' files, nor what else is installed: who can write those is the machine's administrator.
+An approval is for one digest. It covers all files of the job, the sources of fedbone, the version of Python, and what
+pip recorded of every installed package. Whoever edits an installed file by hand changes none of these: the machine's
+administrator must be trusted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import stat
+import sysconfig
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,7 @@ from fedbone.config import REPOSITORY
 from fedbone.errors import UserError
 
 INPUTS = "code/inputs/"  # numbers for the job; everything else in it is code
-PACKAGES = ("numpy", "safetensors", "syft", "torch")
+PACKAGES = ("numpy", "safetensors", "syft", "torch")  # whose versions a reader may want to see
 LONGEST_LINE = 400  # characters; a longer one is no code that somebody can read
 
 
@@ -107,9 +109,17 @@ def read_submission(hospital: str, name: str, submitted_by: str, folder: Path) -
 
 
 def software() -> dict[str, str]:
-    """What a job meets here: Python, packages, and a sha256 over every source file of fedbone."""
+    """What a job meets here: Python and some packages by version, and two sums of sha256.
+
+    One is over every source file of fedbone, the other over the RECORD of each installed package, which holds a sha256
+    of each of its files as it was installed (PEP 376).
+    """
     sources = hashlib.sha256()
     for path in sorted((REPOSITORY / "fedbone").rglob("*.py")):
         sources.update(path.relative_to(REPOSITORY).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    packages = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "fedbone": sources.hexdigest(), **packages, "os": os.name}
+    records = hashlib.sha256()
+    for path in sorted(Path(sysconfig.get_path("purelib")).glob("*.dist-info/RECORD")):
+        records.update(path.read_bytes())
+    versions = {name: version(name) for name in PACKAGES}
+    python = {"python": platform.python_version(), "os": os.name}
+    return {**python, **versions, "fedbone": sources.hexdigest(), "all packages": records.hexdigest()}

@@ -35,49 +35,35 @@ _CAP_DAC_OVERRIDE = 1 << 1
 class Protections:
     """What this machine enforces on a job: measured by asking its kernel, and demanded of every job that starts.
 
-    files: opens only what it may. writes: nor empties what it may only read. network: no socket of any kind.
-    signals: cannot end another process. single_process: starts no second process.
+    files: opens only what it may. writes: nor empties what it may only read. calls: no socket of any kind, no second
+    process, no signal to another one.
     """
 
     files: bool
     writes: bool
-    network: bool
-    signals: bool
-    single_process: bool
+    calls: bool
 
     def statement(self) -> str:
         """One to three plain sentences: what is enforced here, and what is not."""
-        held = [
-            (self.files, "opens only the files that it was given"),
-            (self.network, "reaches no network"),
-            (self.single_process, "starts no second process"),
-            (self.signals, "kills no other process"),
-        ]
-        sentences = []
-        if any(able for able, _ in held):
-            able_to = _listed(text for able, text in held if able)
-            sentences.append(f"The operating system sees to it that a job here {able_to}.")
+        held = ["opens only the files that it was given"] if self.files else []
+        held += ["reaches no network, starts no second process and kills no other process"] if self.calls else []
+        sentences = [f"The operating system sees to it that a job here {', '.join(held)}."] if held else []
         if not self.files:
             sentences.append("Nothing stops a job here from reading any file of this user.")
         elif not self.writes:
             sentences.append("This kernel's Landlock is too old to stop a job from emptying a file that it may read.")
-        if not self.network:
+        if not self.calls:
             sentences.append("Nothing stops a job here from using the network.")
         if self.files:
             sentences.append("Of other files it can still ask whether they exist, their size, times, mode and owner.")
         return " ".join(sentences)
 
 
-def _listed(parts: Iterable[str]) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 @cache
 def protections() -> Protections:
     """What the kernel of this machine offers to ``confine``, asked anew in every process."""
-    calls, version = _filters_calls(), _landlock_version()
-    return Protections(version >= 1, version >= 3, calls, calls or version >= 6, calls)
+    version = _landlock_version()
+    return Protections(files=version >= 1, writes=version >= 3, calls=_filters_calls())
 
 
 def confine(readable: Iterable[Path], writable: Iterable[Path]) -> None:
@@ -95,7 +81,7 @@ def confine(readable: Iterable[Path], writable: Iterable[Path]) -> None:
         if able.files:
             _restrict_files(readable, writable)
         _prctl(_DIE_WITH_PARENT, signal.SIGKILL)  # after the parts above, which may clear it
-        if able.network:
+        if able.calls:
             _restrict_calls()
     except Exception as error:
         os.write(2, f"The job was not started: it could not be confined ({error}).\n".encode())
@@ -171,9 +157,7 @@ def _drop_capabilities() -> None:
 def _restrict_files(readable: Iterable[Path], writable: Iterable[Path]) -> None:
     version = _landlock_version()
     handled = _RIGHTS_OF_VERSION[max(known for known in _RIGHTS_OF_VERSION if known <= version)]
-    attributes = struct.pack("<QQQ", handled, 3 if version >= 4 else 0, 3 if version >= 6 else 0)  # TCP; scopes
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    rules = _syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
+    rules = _syscall(_CREATE_RULESET, struct.pack("<Q", handled), ctypes.c_size_t(8), ctypes.c_uint32(0))
     try:
         for paths, rights in ((readable, _READ), (writable, _WRITE)):
             for path in paths:
