@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from fedbone.config import Profile
 from fedbone.engines import syft_workers
 from fedbone.engines.owner import DONE
 from fedbone.engines.syft_workers import MOCK_FILMS, Datasites, SyftHospital, mock_films, training_files
@@ -141,13 +144,11 @@ def test_the_training_job_carries_the_vector_bit_by_bit() -> None:
     vector = np.array([1.5, -0.0, 1e-45, np.float32(1) / 3], np.float32)
     files = training_files(vector, RoundTask(3, 7, 0.1), "nord", JOINTS, PROFILE)
     assert set(files) == {"main.py", "inputs/vector.b64", "inputs/task.json"}
-    names = {"__name__": "imported"}
-    exec(files["main.py"], names)
-    decoded = names["np"].frombuffer(names["base64"].b64decode(files["inputs/vector.b64"]), "<f4")
+    decoded = np.frombuffer(base64.b64decode(files["inputs/vector.b64"]), "<f4")
     assert decoded.tobytes() == vector.tobytes()
-    task = names["json"].loads(files["inputs/task.json"])
+    task = json.loads(files["inputs/task.json"])
     assert RoundTask(**task["round"]) == RoundTask(3, 7, 0.1)
-    assert names["Profile"](**task["profile"]) == PROFILE
+    assert Profile(**task["profile"]) == PROFILE
 
 
 def test_a_syft_hospital_says_what_it_labels_and_keeps_no_state() -> None:

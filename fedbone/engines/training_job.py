@@ -4,20 +4,23 @@ It reads the model and the task, trains on the films that stay here, and writes 
 """
 
 import base64
+import gc
 import json
 import os
 from pathlib import Path
 
-import numpy as np
-import syft
-from safetensors.numpy import save_file
-
-from fedbone.config import Profile
-from fedbone.federation.hospital import Hospital, RoundTask
-from fedbone.imaging.dataset import FilmSet, HospitalData
-
 
 def main() -> None:
+    gc.disable()  # to look for garbage while torch is imported finds none, and takes a second
+    import numpy as np
+    import syft
+    from safetensors.numpy import save_file
+
+    from fedbone.config import Profile
+    from fedbone.federation.hospital import Hospital, RoundTask
+    from fedbone.imaging.dataset import FilmSet, HospitalData
+
+    gc.enable()
     task = json.loads(Path("inputs/task.json").read_text())
     vector = np.frombuffer(base64.b64decode(Path("inputs/vector.b64").read_text()), "<f4")
     with np.load(syft.resolve_dataset_file_path("films")) as file:
