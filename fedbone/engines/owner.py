@@ -30,7 +30,6 @@ from fedbone.errors import UserError
 REFUSAL = "refusal.json"  # released in place of outputs
 PERMISSIONS = "syft.pub.yaml"  # in a folder that syft shares
 DONE, FAILED, REFUSED = "done", "failed", "refused"
-CHECKPOINT_EVENTS = 4  # syft packs all changes since the last checkpoint anew with each one: 1.6 MB a job, every time
 STOP_S = 5.0  # for a supervisor to end its job
 RUN_SCRIPT = f"""#!/bin/bash
 # The same for every job: the hospital's own supervisor starts code/main.py. It inherits none of our variables.
@@ -76,12 +75,9 @@ class Owner:
     def receive(self) -> list[str]:
         """Fetch what was submitted; the names of the jobs that wait for a decision, oldest first."""
         with quiet():
-            self._sync()
+            self.client.sync()
             jobs = list(self.client.job_client.jobs)
         return [job.name for job in reversed(jobs) if job.status == "pending"]
-
-    def _sync(self) -> None:
-        self.client.sync(checkpoint_threshold=CHECKPOINT_EVENTS)
 
     def review(self, name: str) -> Submission:
         """The job as it is at this moment. Raises UserError where it is not there, or holds more than plain files."""
@@ -120,7 +116,7 @@ class Owner:
             self._repeated.pop(submission.code_digest, None)
         with quiet():
             job.reject(reason)
-            self._sync()
+            self.client.sync()
 
     def run(self, name: str) -> Result:
         """Run an approved job and check what it left; nothing is released yet.
@@ -152,7 +148,7 @@ class Owner:
             (folder / file).write_bytes(content)
         with quiet():
             self._job(result.name).share_outputs([self.submitter])
-            self._sync()
+            self.client.sync()
 
     def _job(self, name: str) -> JobInfo:
         with quiet():
