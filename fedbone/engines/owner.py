@@ -24,7 +24,7 @@ from syft_rds import SyftRDSClient
 from fedbone.config import REPOSITORY
 from fedbone.engines.job_host import JobRules, ending, log_file, write_rules
 from fedbone.engines.release import NotReleased, Policy, released
-from fedbone.engines.review import Submission, read_submission
+from fedbone.engines.review import FORM, Submission, read_submission
 from fedbone.errors import UserError
 
 REFUSAL = "refusal.json"  # released in place of outputs
@@ -179,7 +179,7 @@ class Owner:
         before = self._last.get(submission.title)
         if before is None:
             return "nothing of this title was approved"
-        paths = sorted({*before.files, *submission.files} - {"config.yaml"})
+        paths = sorted({*before.files, *submission.files} - {FORM})
         changed = [path for path in paths if before.files.get(path) != submission.files.get(path)]
         changed += ["software"] if before.software != submission.software else []
         words = [f"changed: {', '.join(changed)}"] if changed else []

@@ -21,6 +21,7 @@ from pathlib import Path
 from fedbone.config import REPOSITORY
 from fedbone.errors import UserError
 
+FORM = "config.yaml"  # syft's; it holds the time of submission and a path of the coordinator's
 INPUTS = "code/inputs/"  # numbers for the job; everything else in it is code
 PACKAGES = ("numpy", "safetensors", "syft", "torch")  # whose versions a reader may want to see
 LONGEST_LINE = 400  # characters; a longer one is no code that somebody can read
@@ -50,7 +51,7 @@ class Submission:
     def code_digest(self) -> str:
         """The same without the inputs and syft's form (config.yaml, which holds the time of submission)."""
         code = {path: content for path, content in self.files.items() if not path.startswith(INPUTS)}
-        return self._digest({path: content for path, content in code.items() if path != "config.yaml"})
+        return self._digest({path: content for path, content in code.items() if path != FORM})
 
     def _digest(self, files: dict[str, bytes]) -> str:
         parts = [sorted((path, hashlib.sha256(content).hexdigest()) for path, content in files.items())]
@@ -68,7 +69,7 @@ class Submission:
     def diff(self, before: Submission | None) -> str:
         """What differs from ``before`` line by line (unified diff), inputs by size; "" where nothing does."""
         old = before.files if before else {}
-        parts = [self._difference(path, old, before) for path in sorted({*old, *self.files} - {"config.yaml"})]
+        parts = [self._difference(path, old, before) for path in sorted({*old, *self.files} - {FORM})]
         if before and before.software != self.software:
             parts.append(f"software: {before.software} -> {self.software}")
         return "\n".join(part for part in parts if part)

@@ -65,10 +65,9 @@ def mock_films(films: FilmSet, seed: int = 0) -> FilmSet:
     Nothing comes from a patient. Size, number of joints and which are labelled are those of ``films``, and public.
     """
     rng = np.random.default_rng(seed)
-    labelled = (films.keypoints[..., 2] > 0).any(axis=0)
     keypoints = np.zeros((MOCK_FILMS, *films.keypoints.shape[1:]), np.float32)
-    places = rng.uniform(0, films.images.shape[-1] - 1, (MOCK_FILMS, int(labelled.sum()), 2))
-    keypoints[:, labelled] = np.concatenate([places, np.full((*places.shape[:2], 1), 2)], axis=-1)
+    places = rng.uniform(0, films.images.shape[-1] - 1, (MOCK_FILMS, int(films.labelled.sum()), 2))
+    keypoints[:, films.labelled] = np.concatenate([places, np.full((*places.shape[:2], 1), 2)], axis=-1)
     images = rng.integers(0, 256, (MOCK_FILMS, *films.images.shape[1:]), np.uint8)
     return FilmSet(images, keypoints, np.ones((MOCK_FILMS, 2), np.float32), ("mock",) * MOCK_FILMS)
 
@@ -171,8 +170,7 @@ class SyftHospital:
             raise UserError(f"hospital {name}", f"norm={profile.norm!r} stays at a hospital", "Use norm='group'")
         self.name, self.profile, self.joints = name, profile, sites.joints
         self._sites, self._owner, self._coordinator = sites, sites.owners[name], sites.coordinator
-        mock = self._coordinator.mock(name)
-        self.labelled = (mock.keypoints[..., 2] > 0).any(axis=0)
+        self.labelled = self._coordinator.mock(name).labelled
 
     def films_digest(self) -> str:
         """syft's number of the dataset, new with each ``Datasites``: only while that lives can a run be resumed."""

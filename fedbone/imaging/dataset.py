@@ -40,6 +40,11 @@ class FilmSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """(K,) bool: joints that are labelled on at least one film."""
+        return (self.keypoints[..., 2] > 0).any(axis=0)
+
     def take(self, index: np.ndarray) -> FilmSet:
         """The films at ``index`` (any numpy index over films)."""
         truth = None if self.truth is None else self.truth[index]
@@ -73,7 +78,7 @@ class HospitalData:
     @property
     def labelled(self) -> np.ndarray:
         """(K,) bool: joints that this hospital labels on at least one training film (public in the federation)."""
-        return (self.train.keypoints[..., 2] > 0).any(axis=0)
+        return self.train.labelled
 
 
 def pool(sets: list[FilmSet]) -> FilmSet:

@@ -17,7 +17,7 @@ from IPython.display import HTML
 from fedbone.config import REPOSITORY
 from fedbone.engines.owner import RUN_SCRIPT, Owner
 from fedbone.engines.release import Arrays, Numbers, Policy
-from fedbone.engines.review import INPUTS, LONGEST_LINE, Submission
+from fedbone.engines.review import FORM, INPUTS, LONGEST_LINE, Submission
 from fedbone.engines.sandbox import protections
 from fedbone.errors import UserError
 from fedbone.teaching.shapes import FAINT, GROUND, INK, PALE
@@ -25,7 +25,6 @@ from fedbone.teaching.shapes import FAINT, GROUND, INK, PALE
 MOST_LINES, MOST_FILES = 400, 20  # that a card shows of one file, and of a job
 LONGEST_TEXT = 500  # characters of a name or a line; a line of ``Submission.text`` is shorter
 DIGITS = 16  # of a sha256
-FORM = "config.yaml"  # syft's; it holds the time of submission and a path of the coordinator's
 KINDS = {"+": "added", "-": "removed", "@": "place"}
 HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")  # as difflib writes it, with its numbers of lines
 OLD, NEW = "--- approved/", "+++ submitted/"
