@@ -13,7 +13,8 @@ import pytest
 from fedbone.imaging.coco import COCO_JOINTS, read_annotations
 from fedbone.imaging.dicom import read_film
 from fedbone.imaging.hospitals import simulate_film, training_hospitals, write_sample
-from fedbone.imaging.sites import SITES, patient_number
+from fedbone.imaging.site_table import SITES
+from fedbone.imaging.sites import patient_number
 
 LABELS = {
     "hospital_a": {"left_hip", "right_hip"},

@@ -10,7 +10,8 @@ import pytest
 from fedbone.imaging.patients import draw_arms, draw_legs
 from fedbone.imaging.projection import Projection
 from fedbone.imaging.radiograph import Beam, Furniture, _grid_loss, _letter, _open_field, expose, to_grey
-from fedbone.imaging.sites import SITES, render
+from fedbone.imaging.site_table import PLACES, SITES
+from fedbone.imaging.sites import render
 from fedbone.imaging.skeleton import Patient, PosedSkeleton, load_skeleton
 
 BEAM = Beam(75.0, 1e6, 0.15, None, 0.0, 0.0)
@@ -108,11 +109,11 @@ def test_bone_edges_are_smooth(hospital: str) -> None:
     """No ripple of the sampling: the finest scale holds noise of quanta only, no more than the counts explain."""
     site = dataclasses.replace(SITES[hospital], beam=dataclasses.replace(SITES[hospital].beam, photons_per_mm2=1e12))
     before = SITES[hospital]
-    SITES[hospital] = site
+    PLACES[hospital] = site
     try:
         exposure = render(hospital, 1, 2, site.film, site.film)
     finally:
-        SITES[hospital] = before
+        PLACES[hospital] = before
     grey = np.clip((exposure.film - exposure.limits[0]) / np.ptp(exposure.limits), 0, 1)
     checker = np.abs(grey[:-1, :-1] - grey[1:, :-1] - grey[:-1, 1:] + grey[1:, 1:])  # what alternates every pixel
     assert np.median(checker[grey[:-1, :-1] > 0.3]) < 0.01

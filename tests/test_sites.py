@@ -15,9 +15,9 @@ from fedbone.imaging.dicom import read_film
 from fedbone.imaging.film_files import film_bytes
 from fedbone.imaging.projection import Projection
 from fedbone.imaging.radiograph import Furniture
+from fedbone.imaging.site_table import PLACES, SITES
 from fedbone.imaging.sites import (
     SAMPLE_FROM,
-    SITES,
     TEST_FROM,
     VIEWS,
     Exposure,
@@ -46,11 +46,12 @@ def pictures_with_and_without(tmp_path, hospital: str, view: str, balls: tuple[i
     pixels hide a ball of 2 mm; all other steps are as on any film.
     """
     site, shape = SITES[hospital], tuple(3 * side for side in SITES[hospital].film)
-    SITES[hospital] = dataclasses.replace(site, beam=dataclasses.replace(site.beam, photons_per_mm2=1e11), blades_m=0.0)
+    beam = dataclasses.replace(site.beam, photons_per_mm2=1e11)
+    PLACES[hospital] = dataclasses.replace(site, beam=beam, blades_m=0.0)
     try:
         exposures = [render(hospital, 2, 6, shape, shape, view=view, balls=joints) for joints in (balls, ())]
     finally:
-        SITES[hospital] = site
+        PLACES[hospital] = site
     limits = min(e.film.min() for e in exposures), max(e.film.max() for e in exposures)
     films = []
     for number, exposure in enumerate(exposures):

@@ -20,7 +20,7 @@ from fedbone import __main__ as main
 from fedbone.config import PROFILES
 from fedbone.errors import UserError
 from fedbone.imaging.hospitals import training_hospitals
-from fedbone.imaging.sites import SITES
+from fedbone.imaging.site_table import SITES
 from fedbone.teaching import book, following, workbook
 from fedbone.teaching.workbook import CellFailure
 from tests.test_environment import is_running, wait_for

@@ -21,9 +21,9 @@ from fedbone.imaging.film_files import film_bytes
 from fedbone.imaging.frame import Frame, Spacing
 from fedbone.imaging.radiograph import to_grey
 from fedbone.imaging.readings import SECOND_READER
+from fedbone.imaging.site_table import ARCHIVE, PLACES, SITES
 from fedbone.imaging.sites import (
     SAMPLE_FROM,
-    SITES,
     TEST_FROM,
     Exposure,
     pseudonym,
@@ -33,6 +33,7 @@ from fedbone.imaging.sites import (
 )
 
 Progress = Callable[[int, int, str], None]
+PARTS = ("train", "test")  # of a cache file
 GENERATOR_VERSION = 6  # raise it with every change that alters a pixel or a label: caches carry it in their name
 
 
@@ -57,9 +58,9 @@ class SimulatedFilm:
 def simulate_film(hospital: str, seed: int, index: int, size_px: int) -> SimulatedFilm:
     """Film ``index`` of a hospital, scaled and padded to (size_px, size_px) as reading its DICOM file would.
 
-    Raises KeyError for an unknown hospital.
+    ``hospital`` may be a place of the public archive too. Raises KeyError for an unknown one.
     """
-    site = SITES[hospital]
+    site = PLACES[hospital]
     frame = Frame(*site.film, size_px)
     exposure = render(hospital, seed, index, frame.inner, site.film)
     frame = Frame(*site.film, size_px, _spacing(site.kind, exposure))
@@ -115,6 +116,23 @@ def training_hospitals(
     return hospitals
 
 
+def public_films(size_px: int, seed: int = 0, n: int = 200, cache_dir: Path | None = None) -> list[FilmSet]:
+    """``n`` films of each place of the public archive, generated once and kept as the hospitals' are.
+
+    They show the hospitals' regions on other machines, other people and the textbook's pose: nothing in them needs
+    protection, and a model trained on them alone has seen no patient of a hospital.
+    """
+    folder, sets = Path(cache_dir) if cache_dir else build_dir() / "cache", []
+    for name in ARCHIVE:
+        path = folder / f"{name}_v{GENERATOR_VERSION}_s{seed}_px{size_px}_n{n}.npz"
+        found = _read_cache(path, ("train",))
+        if found is None:
+            found = [_film_set(name, seed, range(n), size_px, 0, n, None)]
+            _write_cache(path, found)
+        sets += found
+    return sets
+
+
 def _film_set(
     name: str, seed: int, indices: range, size_px: int, before: int, total: int, progress: Progress | None
 ) -> FilmSet:
@@ -129,22 +147,22 @@ def _film_set(
         np.stack([f.spacing_mm for f in films]),
         tuple(f.patient for f in films),
         np.stack([f.truth for f in films]),
-        (SITES[name].kind,) * len(films),
+        (PLACES[name].kind,) * len(films),
     )
 
 
 def _write_cache(path: Path, sets: list[FilmSet]) -> None:
-    parts = zip(("train", "test"), sets, strict=True)
+    parts = zip(PARTS, sets, strict=False)
     buffer = io.BytesIO()
     np.savez(buffer, **{f"{part}_{name}": array for part, films in parts for name, array in films.to_arrays().items()})
     write_atomic(path, buffer.getvalue())
 
 
-def _read_cache(path: Path) -> list[FilmSet] | None:
-    """The two sets in a cache file, or None if there is none or it is damaged (zip keeps a checksum of each array)."""
+def _read_cache(path: Path, names: tuple[str, ...] = PARTS) -> list[FilmSet] | None:
+    """The sets in a cache file, or None if there is none or it is damaged (zip keeps a checksum of each array)."""
     try:
         with np.load(path) as file:
-            parts: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
+            parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
             for name in file.files:
                 part, _, array = name.partition("_")
                 parts[part][array] = file[name]

@@ -29,15 +29,15 @@ def draw_patient(mix: PatientMix, rng: np.random.Generator) -> Patient:
     return Patient(tuple(float(s) for s in scale), float(mineral), float(flesh))
 
 
-def draw_legs(rng: np.random.Generator) -> dict[str, float]:
-    """Angles of trunk and legs in radians for a patient who stands or lies straight."""
-    angles = {"axial_rotation": rng.normal(0, 0.03)}
+def draw_legs(rng: np.random.Generator, spread: float = 1.0) -> dict[str, float]:
+    """Angles of trunk and legs in radians for a patient who stands or lies straight, give or take ``spread``."""
+    angles = {"axial_rotation": rng.normal(0, 0.03 * spread)}
     for side in "lr":
-        angles[f"hip_flexion_{side}"] = rng.normal(0.02, 0.06)
-        angles[f"hip_adduction_{side}"] = rng.normal(-0.06, 0.05)
-        angles[f"hip_rotation_{side}"] = rng.normal(0.05, 0.1)
-        angles[f"knee_angle_{side}"] = abs(rng.normal(0, 0.08))
-        angles[f"ankle_angle_{side}"] = rng.normal(-0.3, 0.08)  # toes down, as the foot rests
+        angles[f"hip_flexion_{side}"] = rng.normal(0.02, 0.06 * spread)
+        angles[f"hip_adduction_{side}"] = rng.normal(-0.06, 0.05 * spread)
+        angles[f"hip_rotation_{side}"] = rng.normal(0.05, 0.1 * spread)
+        angles[f"knee_angle_{side}"] = abs(rng.normal(0, 0.08 * spread))
+        angles[f"ankle_angle_{side}"] = rng.normal(-0.3, 0.08 * spread)  # toes down, as the foot rests
     return angles
 
 

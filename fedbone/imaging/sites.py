@@ -1,7 +1,6 @@
-"""What each of the three hospitals images, how its machine does it, how it labels, and one film before it becomes grey.
+"""One film of a place of ``site_table`` before it becomes grey, and how the place labels it.
 
-A: pelvis and hips. B: knees and lower legs. C: scoliosis spines with head and arms. A film depends only on
-(hospital, seed, index, shape), never on what was rendered before.
+A film depends only on (place, seed, index, shape), never on what was rendered before.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbone.imaging.coco import COCO_JOINTS
-from fedbone.imaging.patients import PatientMix, draw_arms, draw_curve, draw_legs, draw_patient
+from fedbone.imaging.patients import draw_arms, draw_curve, draw_legs, draw_patient
 from fedbone.imaging.projection import Projection
-from fedbone.imaging.radiograph import Beam, Furniture, expose
+from fedbone.imaging.radiograph import Furniture, expose
+from fedbone.imaging.site_table import PLACES, Site
 from fedbone.imaging.skeleton import load_skeleton
 from fedbone.imaging.spine import STRAIGHT
 
@@ -23,79 +23,6 @@ VIEWS = ("AP", "LATERAL", "OBLIQUE")
 TEST_FROM, VALIDATION_FROM, SAMPLE_FROM = 100_000, 150_000, 200_000
 _BEHIND_M = 0.04  # flesh, cover and grid between a joint and the detector
 _MARGIN_PX = 6  # a joint on the very edge cannot be told, and must not leave a smaller copy of the film
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One person who labels films: a constant offset in x and y, and the spread of each click.
-
-    Millimetres are those of the plane that the film is centred on (``Exposure.magnification``).
-    """
-
-    bias_mm: tuple[float, float]
-    spread_mm: float
-
-
-@dataclass(frozen=True)
-class Site:
-    """One hospital: what it images and labels, its machine, its patients and its habits.
-
-    labels, centre: COCO indices of the joints it labels, and of those a film is centred on; film: (rows, cols) pixels
-    of its detector; field_m: range of the longer side at the joints; lift_m: mean and spread of how far above
-    ``centre`` the film's centre lies; distance_m: source to detector; gap_m: from ``centre`` to
-    the detector, more where a turned patient
-    needs it; special_view,
-    special_share: the view that is not AP, and its share of the films; letter, letter_at, ring: lead marker, how far
-    down it lies as a share of the height; blades_m: the most that the collimator reaches into half of its films;
-    kind: what its spacing refers to. Habits of training and sample films: swaps: on every film with index % 33 == 25
-    the first reader exchanges left and right; copies: every film with index % 20 == 9 shows the film of four places
-    before under another patient's name.
-    """
-
-    labels: tuple[int, ...]
-    film: tuple[int, int]
-    field_m: tuple[float, float]
-    centre: tuple[int, ...]
-    lift_m: tuple[float, float]
-    beam: Beam
-    distance_m: float
-    gap_m: float
-    special_view: str
-    special_share: float
-    letter: str
-    letter_at: tuple[float, float]
-    ring: bool
-    blades_m: float
-    kind: str
-    patients: PatientMix
-    readers: tuple[Reader, Reader]
-    swaps: bool = False
-    copies: bool = False
-
-
-SITES = {
-    "hospital_a": Site(
-        labels=(11, 12), film=(520, 640), field_m=(0.36, 0.46), centre=(11, 12), lift_m=(0.03, 0.015),
-        beam=Beam(75.0, 1.6e6, 0.15, 1.10, 10.0, 0.35), distance_m=1.15, gap_m=0.17,
-        special_view="OBLIQUE", special_share=0.1, letter="R", letter_at=(0.05, 0.12), ring=False, blades_m=0.0,
-        kind="calibrated", patients=PatientMix(1.0, 0.9, 1.05),
-        readers=(Reader((0.0, 0.0), 0.8), Reader((0.5, -0.3), 1.2)), swaps=True,
-    ),
-    "hospital_b": Site(
-        labels=(13, 14, 15, 16), film=(640, 480), field_m=(0.55, 0.68), centre=(13, 14, 15, 16), lift_m=(0.02, 0.02),
-        beam=Beam(60.0, 2.5e5, 0.25, None, 0.0, 0.3), distance_m=1.30, gap_m=0.08,
-        special_view="OBLIQUE", special_share=0.1, letter="L", letter_at=(0.1, 0.2), ring=True, blades_m=0.035,
-        kind="detector", patients=PatientMix(1.0, 1.05, 1.0),
-        readers=(Reader((0.2, 0.2), 1.2), Reader((-0.4, 0.5), 1.2)), copies=True,
-    ),
-    "hospital_c": Site(
-        labels=(0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12), film=(600, 540), field_m=(0.88, 1.0), centre=(0, 11, 12),
-        lift_m=(0.14, 0.015), beam=Beam(85.0, 6.0e5, 0.35, 1.80, 12.0, 0.5), distance_m=1.80, gap_m=0.20,
-        special_view="LATERAL", special_share=0.1, letter="R", letter_at=(0.6, 0.75), ring=False, blades_m=0.0,
-        kind="object", patients=PatientMix(0.94, 0.95, 0.9),
-        readers=(Reader((0.0, 0.3), 1.8), Reader((0.6, 0.0), 2.4)),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,7 +68,7 @@ def pseudonym(hospital: str, seed: int, number: int) -> str:
 
 def stream(hospital: str, seed: int, *numbers: int) -> np.random.Generator:
     """The random numbers of one thing at one hospital: the same numbers whatever was drawn before."""
-    return np.random.default_rng([seed, list(SITES).index(hospital), *numbers])
+    return np.random.default_rng([seed, list(PLACES).index(hospital), *numbers])
 
 
 def render(
@@ -157,13 +84,13 @@ def render(
 
     ``view`` (one of VIEWS) takes the place of the drawn one; ``balls``: joints that carry a lead ball of 2 mm.
     """
-    site, shown = SITES[hospital], _shown(SITES[hospital], index)
+    site, shown = PLACES[hospital], _shown(PLACES[hospital], index)
     body = stream(hospital, seed, patient_number(shown), 0)
-    patient, curve = draw_patient(site.patients, body), draw_curve(body) if hospital == "hospital_c" else STRAIGHT
+    patient, curve = draw_patient(site.patients, body), draw_curve(body) if site.scoliosis else STRAIGHT
     rng = stream(hospital, seed, shown, 1)
     drawn = site.special_view if rng.random() < site.special_share else "AP"
     view = view or drawn
-    legs, arms = draw_legs(rng), draw_arms(hospital == "hospital_c", view, rng)
+    legs, arms = draw_legs(rng, site.pose_spread), draw_arms(site.spine_film, view, rng)
     posed = load_skeleton().pose(patient, legs, curve, arms).seen_from(_turn_deg(view, rng))
     joints = posed.joints_mm / 1000
     projection = _aim(site, joints, rng, shape)
@@ -222,7 +149,7 @@ def _truth(projection: Projection, joints: np.ndarray, furniture: Furniture) -> 
 
 def read_labels(hospital: str, seed: int, index: int, exposure: Exposure) -> np.ndarray:
     """(2, 17, 3): what the hospital's two readers click on the film, in its pixels; joints it does not label are 0."""
-    site, rng = SITES[hospital], stream(hospital, seed, index, 4)
+    site, rng = PLACES[hospital], stream(hospital, seed, index, 4)
     px_per_mm = exposure.magnification / exposure.pitch_mm
     labels = np.zeros((2, *exposure.truth.shape), np.float32)
     kept = list(site.labels)

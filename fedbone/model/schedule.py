@@ -9,10 +9,15 @@ from fedbone.config import Profile
 
 
 def learning_rate(profile: Profile, round_index: int) -> float:
-    """Adam's rate in a round: decayed by ``round_decay`` a round, and falling in a line to zero in the cooldown."""
+    """Adam's rate in a round."""
+    return profile.learning_rate * rate_share(profile, round_index)
+
+
+def rate_share(profile: Profile, round_index: int) -> float:
+    """What is left of the first rate: decayed by ``round_decay`` a round, falling in a line to zero in the cooldown."""
     left = 1 - round_index / profile.rounds
     fall = min(1.0, left / profile.cooldown) if profile.cooldown else 1.0
-    return profile.learning_rate * profile.round_decay**round_index * fall
+    return profile.round_decay**round_index * fall
 
 
 def passes(profile: Profile) -> int:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by its path,
 from fedbone.imaging.frame import Frame
 from fedbone.imaging.grey import to_grey
 from fedbone.imaging.hospitals import simulate_film
-from fedbone.imaging.sites import SITES
+from fedbone.imaging.site_table import SITES
 from tests.dicom_cases import film
 
 ROWS, COLS, SIZE_PX = 2400, 1935, 512  # a common detector, and the network's largest input
