@@ -166,6 +166,21 @@ def test_under_differential_privacy_the_denominator_and_the_factors_stay():
     assert (row.weight, row.update_norm, row.loss) == (1 / 3, None, None)  # nothing exact of one hospital
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_under_differential_privacy_the_history_does_not_quote_an_error(fault):
+    """It may hold numbers of one hospital's update, which the noise does not cover: 1e+30 among these faults."""
+    noise = GaussianNoise(0.0)
+    outcome = run_rounds(three(b={1: fault}), PROFILE, rules=TWO_OF_THREE, noise=noise)
+    row, (status, reason) = outcome.history[1].hospitals["b"], FAULTS[fault]
+    assert (row.status, row.update_norm, row.loss) == (status, None, None)
+    assert reason not in row.reason
+    assert "the noise does not cover it" in row.reason
+    absent = run_rounds(
+        three(), PROFILE, rules=TWO_OF_THREE, noise=noise, available=lambda index, name: (index, name) != (1, "b")
+    )
+    assert [r.vector_sha256 for r in outcome.history] == [r.vector_sha256 for r in absent.history]
+
+
 def test_a_trimmed_mean_of_too_few_updates_is_explained_and_can_go_on(tmp_path):
     strategy = Strategy(combine=TrimmedMean, joint_rows=False)
     rules, state = RoundRules(min_hospitals=1), tmp_path / "state"

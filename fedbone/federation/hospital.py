@@ -18,7 +18,10 @@ from fedbone.errors import UserError
 from fedbone.imaging.dataset import HospitalData
 from fedbone.model.hrnet import build_for
 from fedbone.model.memory_format import in_fastest_format
+from fedbone.model.schedule import rate_share
 from fedbone.model.training import Trainer, train_round
+from fedbone.privacy.dpsgd import PatientPrivacy, private_steps
+from fedbone.privacy.ledger import Ledger
 from fedbone.run_state import digest
 from fedbone.vectors import differences, layout_of, load_vector, state_arrays, to_vector
 
@@ -61,17 +64,27 @@ class Hospital:
 
     local_norm: FedBN (Li et al., ICLR 2021), for a profile with norm="batch": the hospital has BatchNorm's parameters
     and running statistics to itself. release_losses: whether its policy lets the server see its training losses.
-    Raises UserError when norm and ``local_norm`` do not go together.
+    privacy: DP-SGD in place of ordinary training, and the ledger that is charged before each round; exact losses then
+    stay. Raises UserError when norm and ``local_norm`` do not go together, and for FedBN with privacy.
     """
 
     def __init__(
-        self, data: HospitalData, profile: Profile, local_norm: bool = False, release_losses: bool = True
+        self,
+        data: HospitalData,
+        profile: Profile,
+        local_norm: bool = False,
+        release_losses: bool = True,
+        privacy: tuple[PatientPrivacy, Ledger] | None = None,
     ) -> None:
         if local_norm != (profile.norm == "batch"):
             problem = f"norm={profile.norm!r} and local_norm={local_norm} do not go together"
             remedy = "BatchNorm is federated with local_norm=True (FedBN), GroupNorm without"
             raise UserError(f"hospital {data.name}", problem, remedy)
+        if privacy and local_norm:
+            problem = "BatchNorm mixes the patients of a batch, so none has a gradient of their own to clip"
+            raise UserError(f"hospital {data.name}", problem, "Train privately with norm='group'")
         self.data, self.profile, self.local_norm, self.release_losses = data, profile, local_norm, release_losses
+        self.privacy = privacy
         self._layout = layout_of(self._model, local_norm=local_norm)
         self._own: dict[str, np.ndarray] = {}
 
@@ -107,7 +120,7 @@ class Hospital:
         if task.round == 0:
             self._own = {}  # another federation begins, with the norm that the server sends
         self._fill(self._model, global_vector)
-        losses = self._train(self._model, self.profile, task)
+        losses = self._train_privately(task) if self.privacy else self._train(self._model, self.profile, task)
         delta = to_vector(self._model) - global_vector
         if self.local_norm:
             delta[self._layout.is_kind("norm")] = 0
@@ -116,7 +129,7 @@ class Hospital:
 
     def released_loss(self, update: Update) -> float | None:
         """The mean loss of the update's last pass over films, or None where the hospital's policy keeps it."""
-        return update.report["losses"][-1] if self.release_losses else None
+        return update.report["losses"][-1] if self.release_losses and not self.privacy else None
 
     def state(self) -> dict[str, np.ndarray]:
         """What stays here between rounds, by name: FedBN's norm after the first round, otherwise nothing."""
@@ -162,6 +175,14 @@ class Hospital:
         model = in_fastest_format(model, profile, films.images.shape[-1], len(self.data.joints))
         trainer = Trainer(model, profile, proximal_mu=task.proximal_mu)
         return train_round(trainer, films, task.round, words, self.name)
+
+    def _train_privately(self, task: RoundTask) -> list[float]:
+        """DP-SGD, paid for before it begins: a round that breaks off has cost its epsilon. It measures no loss."""
+        privacy, ledger = self.privacy
+        ledger.spend(self.name, privacy.noise_multiplier, privacy.sampling_rate, privacy.steps)
+        rate = privacy.learning_rate * rate_share(self.profile, task.round)
+        private_steps(self._model, self.data.train, self.labelled, privacy, self.profile, rate, task.proximal_mu)
+        return []
 
     def _fill(self, model: nn.Module, global_vector: np.ndarray) -> None:
         """The global parameters; under FedBN new statistics, and then the hospital's own norm where it has one."""

@@ -95,20 +95,22 @@ def run_rounds(
     on_round: OnRound | None = None,
     processes: int = 1,
     available: Available | None = None,
+    start: np.ndarray | None = None,
 ) -> Outcome:
     """``profile.rounds`` rounds with ``hospitals``, in as many processes; their order does not matter.
 
     state: a file that is written after each round and read at the start where it exists: the same call goes on after
     the last finished round, with the same bytes. ``on_round(record, vector)`` is called after each round of this call,
     when its state is on the disk: a noisy model that was shown is never drawn again. ``available(round, name)`` says
-    who can be reached. With ``noise`` the mean's denominator and the joints' factors are those of all hospitals whoever
+    who can be reached. start: the first global vector (P,), such as a model of public films; None: a new one. With
+    ``noise`` the mean's denominator and the joints' factors are those of all hospitals whoever
     takes part, as its accounting assumes. Afterwards each hospital holds its final state.
 
     Raises UserError when too few took part, naming who is missing and why, and for the state of another run; without
     ``rules.min_hospitals`` the first hospital that does not take part raises its own error.
     """
     roster = _roster(hospitals, rules)
-    federation = _Federation(roster, profile, seed, strategy, rules, noise)
+    federation = _Federation(roster, profile, seed, strategy, rules, noise, start)
     run = belongs(profile, seed, strategy, rules.participation, noise, roster.values(), federation.at) if state else {}
     if state and (found := read(state, run, roster)):
         federation.at = found
@@ -145,13 +147,15 @@ class _Federation:
         strategy: Strategy,
         rules: RoundRules,
         noise: GaussianNoise | None,
+        start: np.ndarray | None,
     ) -> None:
         self.roster, self.seed, self.rules = roster, seed, rules
         labelled = {name: hospital.labelled for name, hospital in roster.items()}
         joints, local_norm = len(next(iter(labelled.values()))), strategy.local_norm
         layout = layout_of(build_for(profile, joints), local_norm=local_norm)
         self.server = Server(layout, labelled, strategy, noise)
-        self.at = Place(initial_vector(profile, joints, seed, local_norm=local_norm), {name: {} for name in roster})
+        first = initial_vector(profile, joints, seed, local_norm=local_norm) if start is None else start
+        self.at = Place(first, {name: {} for name in roster})
 
     def restore(self) -> None:
         """Give every hospital object what stays in its hospital; another process may have done the work."""
@@ -203,6 +207,8 @@ class _Federation:
         if self.rules.min_hospitals is None:
             answer.error.add_note(f"hospital {answer.name}, round {index}: {answer.status}")
             raise answer.error
+        if self.server.noise:  # an error may quote its numbers or its films
+            return HospitalRow(answer.status, "why is not published: the noise does not cover it")
         return HospitalRow(answer.status, getattr(answer.error, "problem", None) or _words(answer.error))
 
     def _require_enough(self, index: int, rows: dict[str, HospitalRow]) -> None:

@@ -1,0 +1,121 @@
+"""What each hospital's patients have spent, in a file that outlives the process.
+
+Within a hospital epsilon adds up over everything that was ever released about its patients. Between hospitals whose
+patients are disjoint it does not: whoever is in one hospital only loses what that one spent (parallel composition:
+McSherry, SIGMOD 2009, theorem 4), so that the whole has the largest epsilon, not the sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedbone.errors import UserError
+from fedbone.files import write_json
+from fedbone.privacy.accounting import NoisyRounds, composed_epsilon
+
+Spent = dict[str, list[NoisyRounds]]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The spendings in the file ``path``, at ``dp_delta``; ``epsilon_limit``: of each hospital, None for no limit.
+
+    Several processes may use one file. Rounds are noted, not epsilons, so that they add up exactly and any ``dp_delta``
+    can be asked for. Every method raises UserError for a file that is damaged; it is never replaced by a fresh one.
+    """
+
+    path: Path
+    dp_delta: float
+    epsilon_limit: float | None = None
+
+    def spend(self, who: str, noise_multiplier: float, sampling_rate: float, rounds: int) -> None:
+        """Note ``rounds`` of noise on the patients of ``who``; it is on the disk when this returns.
+
+        Call it before anything noisy leaves the hospital: a run that is killed in between has paid for nothing, which
+        is safe. Raises UserError, with nothing spent, for what would pass the limit, and ValueError as ``NoisyRounds``
+        does.
+        """
+        new = NoisyRounds(noise_multiplier, sampling_rate, rounds)
+        with _alone(self.path):
+            spent = self._read()
+            spent[who] = _added(spent.get(who, []), new)
+            self._require_within_limit(who, spent[who])
+            self._write(spent)
+
+    def epsilon(self, who: str) -> float:
+        """epsilon of a patient of ``who`` after everything spent so far; 0 before the first."""
+        return composed_epsilon(self._read().get(who, []), self.dp_delta)
+
+    def total(self) -> float:
+        """epsilon of any patient, each being in one hospital only: the largest of the hospitals'."""
+        return max((composed_epsilon(spent, self.dp_delta) for spent in self._read().values()), default=0.0)
+
+    def _require_within_limit(self, who: str, spent: list[NoisyRounds]) -> None:
+        if self.epsilon_limit is None:
+            return
+        after = composed_epsilon(spent, self.dp_delta)
+        if after > self.epsilon_limit:
+            problem = f"{who} would have spent an epsilon of {after:.4g}, and its limit is {self.epsilon_limit:.4g}"
+            raise UserError(self.path, problem, "Stop here: train fewer rounds, or plan them with more noise")
+
+    def _read(self) -> Spent:
+        if not self.path.exists():
+            return {}
+        try:
+            content = json.loads(self.path.read_bytes())
+            if content["sha256"] != _digest(content["spent"]):
+                raise ValueError("its checksum does not fit")
+            return {who: [NoisyRounds(**part) for part in parts] for who, parts in content["spent"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            remedy = "Restore it from a backup: a new ledger would forget what these patients have already spent"
+            raise UserError(self.path, f"the privacy ledger is damaged ({error})", remedy) from error
+
+    def _write(self, spent: Spent) -> None:
+        plain = {who: [_plain(part) for part in parts] for who, parts in spent.items()}
+        write_json(self.path, {"spent": plain, "sha256": _digest(plain)})
+        if os.name != "nt":  # the new name must survive a power failure too; Windows cannot open a folder
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _added(spent: list[NoisyRounds], new: NoisyRounds) -> list[NoisyRounds]:
+    """With rounds of one kind in one entry, which is composed far faster."""
+    for index, part in enumerate(spent):
+        if replace(part, rounds=new.rounds) == new:
+            return [*spent[:index], replace(part, rounds=part.rounds + new.rounds), *spent[index + 1 :]]
+    return [*spent, new]
+
+
+def _plain(part: NoisyRounds) -> dict:
+    """As JSON values, also where numpy's numbers came."""
+    noise_multiplier, sampling_rate = float(part.noise_multiplier), float(part.sampling_rate)
+    return {"noise_multiplier": noise_multiplier, "sampling_rate": sampling_rate, "rounds": int(part.rounds)}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock beside ``path``: between reading and writing nobody else spends. It ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "wb") as file:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
