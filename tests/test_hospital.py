@@ -11,6 +11,8 @@ from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.model.hrnet import build_for
 from fedbone.model.training import Trainer, augment, predict, reproducible, train_round
+from fedbone.privacy.dpsgd import PatientPrivacy
+from fedbone.privacy.ledger import Ledger
 from fedbone.vectors import layout_of, load_vector, sha256, to_vector
 from tests.helpers import dot_hospital, tiny_profile
 
@@ -248,3 +250,70 @@ def test_personalising_under_fedbn_leaves_the_norm(start):
     assert vector[norm].tobytes() == start[norm].tobytes()
     assert (vector != start)[~norm].any()
     assert {name: array.tobytes() for name, array in hospital.state().items()} == before
+
+
+PRIVACY = PatientPrivacy(clip_norm=0.5, noise_multiplier=1.0, patients=8, batch=4, steps=2, part="all")
+
+
+def private_hospital(folder, privacy=PRIVACY, limit=None, labelled=(0, 1, 2)):
+    ledger = Ledger(folder / "ledger.json", 1e-5, limit)
+    return Hospital(dot_hospital("a", labelled), tiny_profile(), privacy=(privacy, ledger)), ledger
+
+
+def test_a_private_update_is_paid_for_and_says_nothing_of_losses(tmp_path, start):
+    hospital, ledger = private_hospital(tmp_path)
+    update = hospital.local_update(start, RoundTask(0, 0))
+    assert ledger.epsilon("a") == pytest.approx(PRIVACY.epsilon(1, 1e-5), rel=1e-9)
+    assert hospital.released_loss(update) is None
+    hospital.local_update(start, RoundTask(1, 0))
+    assert ledger.epsilon("a") == pytest.approx(PRIVACY.epsilon(2, 1e-5), rel=1e-9)
+
+
+def test_a_round_beyond_the_limit_is_refused_before_a_film_is_touched(tmp_path, start, monkeypatch):
+    hospital, ledger = private_hospital(tmp_path, limit=PRIVACY.epsilon(1, 1e-5) * 1.01)
+    hospital.local_update(start, RoundTask(0, 0))
+    spent = ledger.epsilon("a")
+    monkeypatch.setattr("fedbone.federation.hospital.private_steps", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(UserError, match="limit"):
+        hospital.local_update(start, RoundTask(1, 0))
+    assert ledger.epsilon("a") == spent
+
+
+def test_a_round_that_breaks_off_has_cost_its_epsilon(tmp_path, start, monkeypatch):
+    hospital, ledger = private_hospital(tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedbone.federation.hospital.private_steps", killed)
+    with pytest.raises(KeyboardInterrupt):
+        hospital.local_update(start, RoundTask(0, 0))
+    assert ledger.epsilon("a") == pytest.approx(PRIVACY.epsilon(1, 1e-5))
+
+
+def test_the_noise_of_a_private_update_is_new_each_time_whatever_the_seed(tmp_path, start):
+    hospital, _ = private_hospital(tmp_path, labelled=(0, 2))
+    first, second = (hospital.local_update(start, RoundTask(0, 0)).delta for _ in range(2))
+    assert not np.array_equal(first, second)
+    head = layout_of(hospital.model_for(start)).slots[-2]
+    rows = first[head.start : head.stop].reshape(3, -1)
+    assert rows.any(axis=1).tolist() == [True, False, True]  # no noise on the joint that it does not label
+
+
+def test_private_training_follows_the_profiles_cooldown(tmp_path, start):
+    """In the last of four rounds of a cooldown the rate is a quarter."""
+    privacy = replace(PRIVACY, noise_multiplier=0.0, patients=4, batch=4, rng=None, steps=1)
+    profile = tiny_profile(rounds=4, cooldown=1.0)
+    ledger = Ledger(tmp_path / "ledger.json", 1e-5)
+    norms = []
+    for index in (0, 3):
+        one = replace(privacy, rng=np.random.default_rng(0))
+        hospital = Hospital(dot_hospital("a"), profile, privacy=(one, ledger))
+        norms.append(np.linalg.norm(hospital.local_update(start, RoundTask(index, 0)).delta))
+    assert norms[1] == pytest.approx(norms[0] / 4, rel=1e-3)
+
+
+def test_batch_norm_cannot_be_trained_privately(tmp_path):
+    profile, ledger = tiny_profile(norm="batch"), Ledger(tmp_path / "ledger.json", 1e-5)
+    with pytest.raises(UserError, match="mixes the patients"):
+        Hospital(dot_hospital("a"), profile, local_norm=True, privacy=(PRIVACY, ledger))

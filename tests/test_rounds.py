@@ -571,3 +571,11 @@ rows = st.builds(HospitalRow, st.sampled_from(["took part", "late"]), st.text(),
 @given(st.lists(st.builds(RoundRecord, st.integers(), st.text(), finite, st.dictionaries(st.text(), rows))))
 def test_the_history_comes_back_from_its_file(history):
     assert from_json(json.loads(json.dumps(to_json(history)))) == history
+
+
+def test_a_federation_goes_on_from_the_model_it_is_given():
+    """Such as one of public films: the fake hospitals' steps do not depend on where they start."""
+    start, usual = initial_vector(PROFILE, 3, 5), initial_vector(PROFILE, 3, 0)
+    from_start, from_usual = (run_rounds(three(), ONE_ROUND, 0, start=first).vector for first in (start, None))
+    assert np.allclose(from_start - start, from_usual - usual, atol=1e-6)
+    assert not np.allclose(from_start, from_usual, atol=1e-3)
