@@ -22,6 +22,7 @@ IMAGING = {"fast_window_speedup", "film_128_cpu_ms", "film_512_cpu_ms", "films_6
 RATIOS = {"step_vs_timm", "channels_last_vs_contiguous", "augment_vs_torchvision", "share_of_peak"}
 FEDERATION = {"mre_ratio_sample", "mre_ratio_sample_2x", "pck_ratio_sample", "loop_overhead_ms_per_round"}
 FEDERATION |= {"aggregate_vs_flare", "aggregate_bandwidth_share", "hospitals_100_peak_mb"}
+PRIVACY = {"dpsgd_vs_plain_step", "dpsgd_vs_plain_step_64", "audit_cpu_s", "error_by_epsilon"}
 SYFT = {"same_vector", "job_overhead_cpu_s", "largest_job_mb"}
 MACHINE = {"device", "gpu", "driver", "memory_gb", "limit_gb", "torch", "cuda", "date", "steps", "rows"}
 ROW = {"name", "preset", "size_px", "batch", "micro_batch", "checkpointing", "precision", "memory_format"}
@@ -67,6 +68,14 @@ def test_federation_ends_with_one_line_of_json() -> None:
     assert 0.05 < figures["aggregate_bandwidth_share"] < 1  # adding reads what copying reads, and does more
     if federation.STATUS.exists():
         assert 0 < figures["hospitals_100_peak_mb"] < 1000  # twice what model and gradients take at each
+
+
+def test_privacy_ends_with_one_line_of_json() -> None:
+    figures = last_line("tests/benchmarks/privacy.py", "--repeats", "1", "--calls", "400", "--skip-training")
+    assert figures.keys() == PRIVACY
+    assert figures["error_by_epsilon"] is None
+    assert all(1 < figures[key] < 20 for key in ("dpsgd_vs_plain_step", "dpsgd_vs_plain_step_64"))
+    assert figures["audit_cpu_s"] > 0
 
 
 @pytest.mark.slow

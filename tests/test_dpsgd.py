@@ -13,6 +13,7 @@ from fedbone.model.hrnet import build_for
 from fedbone.model.losses import keypoint_loss
 from fedbone.privacy import dpsgd
 from fedbone.privacy.accounting import epsilon
+from fedbone.privacy.dp import GaussianNoise
 from fedbone.privacy.dpsgd import (
     PARTS,
     PatientPrivacy,
@@ -199,6 +200,10 @@ def test_training_without_noise_lowers_the_loss():
     privacy = PatientPrivacy(1.0, 0.0, 24, 12, steps=25, part="all", rng=np.random.default_rng(0))
     private_steps(net, films, np.full(3, True), privacy, tiny_profile(), 0.5)
     assert LOSS(net(images), keypoints).item() < 0.9 * before
+
+
+def test_the_unit_is_said():
+    assert (PatientPrivacy.unit, GaussianNoise.unit) == ("patient", "hospital")
 
 
 def test_epsilon_is_that_of_all_steps_at_the_announced_rate():

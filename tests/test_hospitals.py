@@ -12,8 +12,8 @@ import pytest
 
 from fedbone.imaging.coco import COCO_JOINTS, read_annotations
 from fedbone.imaging.dicom import read_film
-from fedbone.imaging.hospitals import simulate_film, training_hospitals, write_sample
-from fedbone.imaging.site_table import SITES
+from fedbone.imaging.hospitals import public_films, simulate_film, training_hospitals, write_sample
+from fedbone.imaging.site_table import ARCHIVE, SITES
 from fedbone.imaging.sites import patient_number
 
 LABELS = {
@@ -156,3 +156,24 @@ def test_sample_hospitals_differ_and_labels_carry_no_identity(sample: Path) -> N
 def test_an_unknown_hospital_is_refused() -> None:
     with pytest.raises(KeyError):
         simulate_film("hospital_x", 0, 0, 64)
+
+
+def test_the_public_archive_is_other_people_in_the_textbooks_pose(tmp_path: Path) -> None:
+    first, again = (public_films(64, n=40, cache_dir=tmp_path) for _ in range(2))  # the second from the cache
+    assert [(a.images == b.images).all() for a, b in zip(first, again, strict=True)] == [True] * 3
+    hospitals = training_hospitals(64, n_train=40, n_test=1, cache_dir=tmp_path)
+    for films, hospital in zip(first, hospitals, strict=True):
+        assert films.labelled.tolist() == hospital.labelled.tolist()
+        assert not set(films.patients) & set(hospital.train.patients)
+        seen = films.keypoints[..., 2] > 0
+        assert np.abs(films.keypoints[seen] - films.truth[seen]).max() < 1e-3  # labelled without an error of the hand
+    legs = [films.truth[:, 13:17] for films in (first[1], hospitals[1].train)]  # knees and ankles
+    spread = [np.nanstd(np.where(points[..., 2] > 0, points[..., 0], np.nan), axis=0) for points in legs]
+    assert (spread[0] < spread[1]).all()  # the archive's patients stand still
+
+
+def test_the_archive_shows_no_scoliosis_and_no_special_view() -> None:
+    for place in ARCHIVE:
+        films = [simulate_film(place, 3, index, 32) for index in range(25)]
+        assert {film.view for film in films} == {"AP"}
+        assert {film.cobb_deg for film in films} == {None}

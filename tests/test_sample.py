@@ -12,7 +12,7 @@ from fedbone.config import SAMPLE, WEIGHTS, get_profile
 from fedbone.federation.evaluation import evaluate, predict_all
 from fedbone.imaging.dataset import pool
 from fedbone.imaging.folder import load_hospitals
-from fedbone.imaging.hospitals import write_sample
+from fedbone.imaging.hospitals import training_hospitals, write_sample
 from fedbone.model.hrnet import load_model
 
 HOSPITALS = ("hospital_a", "hospital_b", "hospital_c")
@@ -52,3 +52,14 @@ def same_picture(stored: Path, again: Path) -> bool:
         return True
     first, second = (pydicom.dcmread(path).pixel_array.astype(int) for path in (stored, again))
     return first.shape == second.shape and np.mean(np.abs(first - second) > 2) < 0.01
+
+
+def test_the_public_weights_know_the_regions_and_not_the_hospitals():
+    """From there private training starts: better than nothing, and worse than the hospitals' own model."""
+    profile = get_profile("cpu")
+    hospitals = training_hospitals(profile.size_px, n_train=1, n_test=20)
+    errors = {}
+    for name in ("public_cpu", "federated_cpu"):
+        model, _ = load_model(WEIGHTS / f"{name}.safetensors")
+        errors[name] = evaluate(predict_all(model, hospitals, profile), hospitals)["mre_px"]
+    assert 3 * errors["federated_cpu"] < errors["public_cpu"] < 10  # pixels of the 128

@@ -15,7 +15,16 @@ from fedbone.federation.evaluation import evaluate
 from fedbone.imaging.hospitals import training_hospitals
 from fedbone.model.decoding import array_to_heatmap, soft_argmax
 from fedbone.model.losses import gaussian_targets
-from notebooks.tables import make_events, make_heterogeneity, make_losses, make_schedules, make_strategies, table
+from fedbone.privacy.accounting import epsilon
+from notebooks.tables import (
+    make_events,
+    make_heterogeneity,
+    make_losses,
+    make_privacy,
+    make_schedules,
+    make_strategies,
+    table,
+)
 from notebooks.tables.table import FOLDER, ONE_PLACE
 from tests.helpers import dot_hospital
 
@@ -154,3 +163,28 @@ def test_a_table_is_filled_where_it_lacks_rows_and_saved_after_each(tmp_path, mo
     table.fill("t.csv", ["arm", "seed", "value"], work, measure)
     assert sorted(asked) == sorted(work)  # each once
     assert [(row["arm"], int(row["seed"])) for row in table.rows("t.csv")] == work
+
+
+def privacy_rows() -> list[dict[str, str]]:
+    return table.rows("privacy.csv")
+
+
+def test_the_privacy_table_is_whole_and_each_row_keeps_its_epsilon():
+    rows = privacy_rows()
+    assert {(row["arm"], row["seed"]) for row in rows} == {(a, s) for a in make_privacy.arms() for s in "012"}
+    kinds = {(r["noise_multiplier"], r["sampling_rate"], r["steps"], r["epsilon"]) for r in rows if r["steps"]}
+    assert len(kinds) >= 4
+    for noise, rate, steps, claimed in kinds:
+        known = {"noise_multiplier": float(noise), "sampling_rate": float(rate), "rounds": int(steps)}
+        assert epsilon(**known, dp_delta=make_privacy.DP_DELTA) == pytest.approx(float(claimed), rel=0.005)
+    for row in rows:
+        assert row["part"] == "none" or float(row["low"]) <= float(row["gain_px"]) <= float(row["high"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", [make_privacy.CONTROL, "head, epsilon 8, 100 films"])
+def test_a_row_of_the_privacy_table_comes_out_again(arm):
+    old = next(row for row in privacy_rows() if (row["arm"], row["seed"]) == (arm, "0"))
+    again = make_privacy.measure(arm, 0)[0]
+    for key in ("mre_px", "mre_b_px"):
+        assert again[key] == pytest.approx(float(old[key]), rel=0.05)

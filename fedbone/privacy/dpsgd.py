@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ class PatientPrivacy:
     trained, one of PARTS; copies: augmented copies of each film; rng: for tests, otherwise the operating system's
     randomness seeds the sampling and the noise. Raises ValueError for values that mean nothing.
     """
+
+    unit: ClassVar[str] = "patient"  # with all of their films; GaussianNoise's unit is the hospital
 
     clip_norm: float
     noise_multiplier: float
