@@ -35,7 +35,8 @@ def dot_films(count: int, labelled: tuple[int, ...] = (0, 1, 2), seed: int = 0, 
 
 
 def dot_hospital(name: str, labelled: tuple[int, ...] = (0, 1, 2), seed: int = 0, count: int = 8) -> HospitalData:
-    return HospitalData(name, JOINTS, dot_films(count, labelled, seed), dot_films(4, labelled, seed + 1000))
+    films = (dot_films(count, labelled, seed), dot_films(4, labelled, seed + 1000))
+    return HospitalData(name, JOINTS, *films, tuple(JOINTS[joint] for joint in labelled))
 
 
 def all_ended(pids: Iterable[int], within_s: float = 20.0) -> bool:

@@ -13,8 +13,8 @@ from fedbone.federation.aggregation import Aggregation, Server
 from fedbone.federation.hospital import Update
 from fedbone.federation.strategies import FedAvgM, Strategy, equal_weights
 from fedbone.privacy.accounting import calibrate, gaussian_epsilon
-from fedbone.privacy.auditing import Mechanism, audit, largest_move
-from fedbone.privacy.dp import GaussianNoise, sensitivity
+from fedbone.privacy.auditing import LENGTHS, Mechanism, audit, largest_move
+from fedbone.privacy.dp import GaussianNoise, clip, sensitivity
 from fedbone.vectors import Slot, VectorLayout
 
 D, NAMES = 1e-5, ("a", "b", "c")
@@ -120,4 +120,23 @@ def test_peers_are_adversarial():
         came = [u for u in updates if u is not None]
         return np.sum(came, axis=0) if len(came) == 3 else np.zeros(8)
 
-    assert largest_move(publish, 1.0) == pytest.approx(30.0, rel=1e-6)
+    assert largest_move(publish, 1.0) == pytest.approx(3 * max(LENGTHS), rel=1e-6)
+
+
+def test_noise_that_is_one_number_for_all_coordinates_is_found():
+    """Whoever looks across the canary's own direction sees no noise at all."""
+    rng = np.random.default_rng(0)
+
+    def publish(updates):
+        return sum(clip(update, 1.0) for update in updates if update is not None) / 3 + rng.normal(0, Z * ALLOWED)
+
+    assert audit(publish, 1.0, D, calls=4000) > 10
+
+
+@pytest.mark.parametrize("begins", [2.0, 9.0, 100.0])
+def test_a_clip_that_begins_too_late_is_found(begins):
+    def publish(updates):
+        kept = [u if np.linalg.norm(u) < begins else clip(u, 1.0) for u in updates if u is not None]
+        return np.sum(kept, axis=0) / 3 if kept else np.zeros(8)
+
+    assert largest_move(publish, 1.0) > 1.4 * ALLOWED

@@ -265,6 +265,7 @@ def test_a_private_update_is_paid_for_and_says_nothing_of_losses(tmp_path, start
     update = hospital.local_update(start, RoundTask(0, 0))
     assert ledger.epsilon("a") == pytest.approx(PRIVACY.epsilon(1, 1e-5), rel=1e-9)
     assert hospital.released_loss(update) is None
+    assert update.report == {}  # the number of films is as private as a patient
     hospital.local_update(start, RoundTask(1, 0))
     assert ledger.epsilon("a") == pytest.approx(PRIVACY.epsilon(2, 1e-5), rel=1e-9)
 
@@ -277,6 +278,28 @@ def test_a_round_beyond_the_limit_is_refused_before_a_film_is_touched(tmp_path, 
     with pytest.raises(UserError, match="limit"):
         hospital.local_update(start, RoundTask(1, 0))
     assert ledger.epsilon("a") == spent
+
+
+def test_one_patient_with_a_label_more_changes_nothing_that_is_exact(tmp_path, start):
+    """Neither the public list of joints, nor which rows have noise, nor what a state file holds."""
+    with_it = dot_hospital("a", (0, 2))
+    films = with_it.train
+    keypoints = films.keypoints.copy()
+    keypoints[0, 1] = films.truth[0, 1]
+    extra = replace(with_it, train=replace(films, keypoints=keypoints))
+    ledger, found = Ledger(tmp_path / "ledger.json", 1e-5), []
+    for data in (with_it, extra):
+        hospital = Hospital(data, tiny_profile(), privacy=(PRIVACY, ledger))
+        update = hospital.local_update(start, RoundTask(0, 0))
+        found.append((update.labelled_joints.tolist(), (update.delta == 0).tolist(), hospital.films_digest()))
+    assert found[0] == found[1]
+    assert found[0][0] == [True, False, True]
+
+
+def test_a_list_of_labels_that_films_could_change_is_refused(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.json", 1e-5)
+    with pytest.raises(UserError, match="read off its films"):
+        Hospital(replace(dot_hospital("a"), labels=None), tiny_profile(), privacy=(PRIVACY, ledger))
 
 
 def test_a_round_that_breaks_off_has_cost_its_epsilon(tmp_path, start, monkeypatch):

@@ -163,3 +163,65 @@ def test_two_processes_lose_no_spending(path):
         process.stdin.close()
         process.stdout.close()
     assert Ledger(path, D).epsilon("a") == epsilon(noise_multiplier=2.0, rounds=80, dp_delta=D)
+
+
+def test_a_ledger_that_is_gone_is_missed(path):
+    ledger = Ledger(path, 1e-5)
+    ledger.spend("a", 1.0, 1.0, 1)
+    path.unlink()
+    for ask in (lambda: ledger.epsilon("a"), ledger.total, lambda: ledger.spend("a", 1.0, 1.0, 1)):
+        with pytest.raises(UserError, match="gone"):
+            ask()
+    assert not path.exists()
+
+
+def test_a_lock_of_a_first_spending_that_broke_off_blocks_nobody(path):
+    path.parent.mkdir()
+    path.with_name(path.name + ".lock").touch()
+    Ledger(path, 1e-5).spend("a", 1.0, 1.0, 1)
+    assert Ledger(path, 1e-5).epsilon("a") > 0
+
+
+def test_a_link_leads_to_one_ledger_not_to_two(path, tmp_path):
+    link = tmp_path / "link.json"
+    Ledger(path, 1e-5).spend("a", 2.0, 1.0, 1)
+    try:
+        link.symlink_to(path)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    Ledger(link, 1e-5).spend("a", 2.0, 1.0, 3)
+    assert link.is_symlink()
+    assert Ledger(path, 1e-5).epsilon("a") == Ledger(link, 1e-5).epsilon("a") == epsilon(
+        noise_multiplier=2.0, rounds=4, dp_delta=1e-5
+    )
+    path.unlink()
+    with pytest.raises(UserError, match="gone"):
+        Ledger(link, 1e-5).total()
+
+
+def test_a_limit_may_be_met_and_not_passed(path):
+    exact = epsilon(noise_multiplier=2.0, rounds=4, dp_delta=1e-5)
+    Ledger(path, 1e-5, exact).spend("a", 2.0, 1.0, 4)
+    Ledger(path, 1e-5, exact * (1 + 1e-9)).spend("b", 2.0, 1.0, 4)
+    with pytest.raises(UserError, match="limit"):
+        Ledger(path, 1e-5, exact * (1 - 1e-9)).spend("c", 2.0, 1.0, 4)
+    with pytest.raises(UserError, match="limit"):
+        Ledger(path, 1e-5, math.nan).spend("c", 2.0, 1.0, 4)
+
+
+@pytest.mark.parametrize("noise", [(0.0, 2.0), (2.0, 0.0)])
+def test_one_round_without_noise_costs_everything_whenever_it_was(path, noise):
+    for noise_multiplier in noise:
+        Ledger(path, 1e-5).spend("a", noise_multiplier, 1.0, 1)
+    assert Ledger(path, 1e-5).epsilon("a") == math.inf
+
+
+def test_numpys_numbers_are_numbers(path):
+    ledger = Ledger(path, 1e-5, 100.0)
+    ledger.spend("a", np.float32(1.5), np.float64(0.1), np.int64(100))
+    assert ledger.epsilon("a") == epsilon(noise_multiplier=1.5, sampling_rate=0.1, rounds=100, dp_delta=1e-5)
+
+
+def test_a_hospital_has_a_name(path):
+    with pytest.raises(ValueError, match="name"):
+        Ledger(path, 1e-5).spend(1, 1.0, 1.0, 1)

@@ -64,8 +64,9 @@ class Hospital:
 
     local_norm: FedBN (Li et al., ICLR 2021), for a profile with norm="batch": the hospital has BatchNorm's parameters
     and running statistics to itself. release_losses: whether its policy lets the server see its training losses.
-    privacy: DP-SGD in place of ordinary training, and the ledger that is charged before each round; exact losses then
-    stay. Raises UserError when norm and ``local_norm`` do not go together, and for FedBN with privacy.
+    privacy: DP-SGD in place of ordinary training, and the ledger that is charged before each round; losses and the
+    number of films then stay. Raises UserError when norm and ``local_norm`` do not go together, for FedBN with privacy,
+    and for privacy without a declared list of labels.
     """
 
     def __init__(
@@ -83,6 +84,9 @@ class Hospital:
         if privacy and local_norm:
             problem = "BatchNorm mixes the patients of a batch, so none has a gradient of their own to clip"
             raise UserError(f"hospital {data.name}", problem, "Train privately with norm='group'")
+        if privacy and data.labels is None:
+            problem = "its list of labelled joints is read off its films, and one patient could change it"
+            raise UserError(f"hospital {data.name}", problem, "Declare it before the run, as HospitalData's labels")
         self.data, self.profile, self.local_norm, self.release_losses = data, profile, local_norm, release_losses
         self.privacy = privacy
         self._layout = layout_of(self._model, local_norm=local_norm)
@@ -102,7 +106,12 @@ class Hospital:
         return self.data.labelled
 
     def films_digest(self) -> str:
-        """sha256 of the name, the training films and their labels: a run goes on with the same films only."""
+        """sha256 of the name, the training films and their labels: a run goes on with the same films only.
+
+        With privacy of the name alone: whoever knows all films but one patient's could test for them.
+        """
+        if self.privacy:
+            return digest({}, self.name)
         films = self.data.train
         return digest({"images": films.images, "keypoints": films.keypoints}, self.name)
 
@@ -120,12 +129,16 @@ class Hospital:
         if task.round == 0:
             self._own = {}  # another federation begins, with the norm that the server sends
         self._fill(self._model, global_vector)
-        losses = self._train_privately(task) if self.privacy else self._train(self._model, self.profile, task)
+        if self.privacy:
+            self._train_privately(task)
+        else:
+            losses = self._train(self._model, self.profile, task)
         delta = to_vector(self._model) - global_vector
         if self.local_norm:
             delta[self._layout.is_kind("norm")] = 0
             self._own = self._norm_of(self._model)
-        return Update(delta, self.data.labelled, {"losses": losses, "films": len(self.data.train)})
+        report = {} if self.privacy else {"losses": losses, "films": len(self.data.train)}
+        return Update(delta, self.data.labelled, report)
 
     def released_loss(self, update: Update) -> float | None:
         """The mean loss of the update's last pass over films, or None where the hospital's policy keeps it."""
@@ -176,13 +189,12 @@ class Hospital:
         trainer = Trainer(model, profile, proximal_mu=task.proximal_mu)
         return train_round(trainer, films, task.round, words, self.name)
 
-    def _train_privately(self, task: RoundTask) -> list[float]:
+    def _train_privately(self, task: RoundTask) -> None:
         """DP-SGD, paid for before it begins: a round that breaks off has cost its epsilon. It measures no loss."""
         privacy, ledger = self.privacy
         ledger.spend(self.name, privacy.noise_multiplier, privacy.sampling_rate, privacy.steps)
         rate = privacy.learning_rate * rate_share(self.profile, task.round)
         private_steps(self._model, self.data.train, self.labelled, privacy, self.profile, rate, task.proximal_mu)
-        return []
 
     def _fill(self, model: nn.Module, global_vector: np.ndarray) -> None:
         """The global parameters; under FedBN new statistics, and then the hospital's own norm where it has one."""

@@ -103,8 +103,8 @@ def run_rounds(
     the last finished round, with the same bytes. ``on_round(record, vector)`` is called after each round of this call,
     when its state is on the disk: a noisy model that was shown is never drawn again. ``available(round, name)`` says
     who can be reached. start: the first global vector (P,), such as a model of public films; None: a new one. With
-    ``noise`` the mean's denominator and the joints' factors are those of all hospitals whoever
-    takes part, as its accounting assumes. Afterwards each hospital holds its final state.
+    ``noise`` the mean's denominator and the joints' factors are those of all hospitals whoever takes part, as its
+    accounting assumes. Afterwards each hospital holds its final state.
 
     Raises UserError when too few took part, naming who is missing and why, and for the state of another run; without
     ``rules.min_hospitals`` the first hospital that does not take part raises its own error.
@@ -207,7 +207,7 @@ class _Federation:
         if self.rules.min_hospitals is None:
             answer.error.add_note(f"hospital {answer.name}, round {index}: {answer.status}")
             raise answer.error
-        if self.server.noise:  # an error may quote its numbers or its films
+        if self.server.noise or getattr(self.roster[answer.name], "privacy", None):  # an error may quote its films
             return HospitalRow(answer.status, "why is not published: the noise does not cover it")
         return HospitalRow(answer.status, getattr(answer.error, "problem", None) or _words(answer.error))
 

@@ -68,17 +68,22 @@ class FilmSet:
 
 @dataclass(frozen=True)
 class HospitalData:
-    """What one hospital trains and tests on. ``joints``: K names, the same at every hospital of a federation."""
+    """What one hospital trains and tests on. ``joints``: K names, the same at every hospital of a federation.
+
+    labels: the joints that the hospital declares to label, fixed before anybody looks at films; None: those that its
+    training films label, a list that can change with a single patient.
+    """
 
     name: str
     joints: tuple[str, ...]
     train: FilmSet
     test: FilmSet
+    labels: tuple[str, ...] | None = None
 
     @property
     def labelled(self) -> np.ndarray:
-        """(K,) bool: joints that this hospital labels on at least one training film (public in the federation)."""
-        return self.train.labelled
+        """(K,) bool: joints that this hospital labels (public in the federation)."""
+        return self.train.labelled if self.labels is None else np.isin(self.joints, self.labels)
 
 
 def pool(sets: list[FilmSet]) -> FilmSet:

@@ -110,7 +110,8 @@ def training_hospitals(
                 before = number * (n_train + n_test) + done
                 sets.append(_film_set(name, seed, range(first, first + count), size_px, before, total, progress))
             _write_cache(path, sets)
-        hospitals.append(HospitalData(name, COCO_JOINTS, *sets))
+        labels = tuple(COCO_JOINTS[joint] for joint in SITES[name].labels)
+        hospitals.append(HospitalData(name, COCO_JOINTS, *sets, labels))
         if progress:
             progress((number + 1) * (n_train + n_test), total, f"{name} ready")
     return hospitals

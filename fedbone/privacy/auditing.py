@@ -1,8 +1,9 @@
 """Is a mechanism as private as it claims? Two tests that call it as a black box, and that only together are enough.
 
-``audit`` measures what an attacker can tell from the published result: it finds noise that is too small, missing or not
-fresh. ``largest_move`` turns the noise off and searches for inputs on which one hospital has more influence than the
-sensitivity says. Neither proves privacy: they find mistakes.
+``audit`` measures what an attacker can tell from one published result: it finds noise that is too small, missing in
+places or always the same, not noise that repeats from one round to the next. ``largest_move`` turns the noise off and
+searches for inputs on which one hospital has more influence than the sensitivity says. Neither proves privacy: they
+find mistakes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fedbone.privacy.accounting import gaussian_epsilon
 
 Mechanism = Callable[[Sequence[np.ndarray | None]], np.ndarray]  # updates (n of (d,), None: absent) -> published (d,)
 FAR = 10.0  # an update of that many clip norms shows whether there is a clip
+LENGTHS = (1.0, 1.5, 2.5, FAR, 1e3)  # of updates, in clip norms: a clip may begin too late
 
 
 def audit(
@@ -30,14 +32,15 @@ def audit(
 ) -> float:
     """A lower bound on the mechanism's epsilon at ``dp_delta``, for one call and the first of the hospitals.
 
-    Half of the ``calls`` have the hospital's update (10 clips long, equal in all ``size`` coordinates), in half it is
-    absent; the others send zeros. A tenth of the calls shows where there is little noise, and with it how to tell the
-    two apart best (Fisher's discriminant). On the rest the attacker's hits and false alarms, by Clopper-Pearson
-    intervals, bound mu of Gaussian differential privacy from below: Nasr et al., USENIX Security 2023, section 4.2.
-    Valid where the noise is Gaussian; a mechanism that keeps its promise is then accused in less than
-    1 - ``confidence`` of the audits.
+    Half of the ``calls`` have the hospital's update (10 clips long, unequal in its two or more coordinates), in half it
+    is absent; the others send zeros. A tenth of the calls shows where there is little noise, and with it how to tell
+    the two apart best (Fisher's discriminant). On the rest the attacker's hits and false alarms, by Clopper-Pearson
+    intervals, bound mu of Gaussian differential privacy from below (Nasr et al., USENIX Security 2023). Valid where the
+    noise is Gaussian; a mechanism that keeps its promise is then accused in less than 1 - ``confidence`` of the audits.
+    Where there is no noise at all the bound is the most that so many calls can show.
     """
-    canary = np.full(size, FAR * clip_norm / np.sqrt(size), np.float32)
+    uneven = np.linspace(-1, 2, size)  # noise that is one number for all coordinates would hide an even one
+    canary = (FAR * clip_norm * uneven / np.linalg.norm(uneven)).astype(np.float32)
     others = [np.zeros_like(canary)] * (hospitals - 1)
     present, absent = [canary, *others], [None, *others]
     pilot, rest = calls // 20, calls // 2 - calls // 20
@@ -54,14 +57,16 @@ def audit(
 def largest_move(noiseless: Mechanism, clip_norm: float, *, hospitals: int = 3, size: int = 8, seed: int = 0) -> float:
     """How far (L2) one hospital moved the published vector at most, by coming or going, with the noise turned off.
 
-    Each hospital in turn is absent, sends zeros, or sends an update of 1 or 10 clips, while the others send zeros, the
-    same or the opposite: the guarantee must hold whatever they do. A correct mechanism stays at its sensitivity.
+    Each hospital in turn is absent, sends zeros, or sends an update of LENGTHS clips, while the others send zeros, the
+    same, the opposite, or something short in another direction: the guarantee must hold whatever they do. A correct
+    mechanism stays at its sensitivity. Public factors after the noise are none of its business: measure before them.
     """
     rng, largest = np.random.default_rng(seed), 0.0
     for own in _directions(size, rng):
-        for length in (clip_norm, FAR * clip_norm):
-            update = (own * length).astype(np.float32)
-            for peer in (np.zeros_like(update), update, -update):
+        for length in LENGTHS:
+            update = (own * length * clip_norm).astype(np.float32)
+            short = (np.roll(own, 1) * 1e-3 * clip_norm).astype(np.float32)
+            for peer in (np.zeros_like(update), update, -update, short):
                 for hospital in range(hospitals):
                     around = [peer] * hospitals
                     with_it, zero, gone = (

@@ -29,7 +29,7 @@ def clip(delta: np.ndarray, clip_norm: float) -> np.ndarray:
         raise ValueError("the update holds NaN or infinity and cannot be clipped")
     factor = min(1.0, clip_norm / norm) if norm > 0 else 1.0
     # rounding to float32 may lift the norm by 1 part in 1e7; shrink by as much so that the bound really holds
-    return (delta * (factor * (1 - 1e-6) if factor < 1 else 1.0)).astype(np.float32)
+    return (delta.astype(np.float64) * (factor * (1 - 1e-6) if factor < 1 else 1.0)).astype(np.float32)
 
 
 def sensitivity(weights: Sequence[float], clip_norm: float, films: Sequence[int] | None = None) -> float:
@@ -37,7 +37,7 @@ def sensitivity(weights: Sequence[float], clip_norm: float, films: Sequence[int]
 
     weights: the public aggregation weights (n,), which sum to 1 and do not follow who takes part. Raises UserError for
     film counts in place of weights, for weights that are the hospitals' shares of their ``films`` where these are
-    given, and for others that are no weights of a mean.
+    given (rounded or altered shares cannot be told from other constants), and for others that are no weights of a mean.
     """
     shares = np.asarray(weights, dtype=np.float64)
     if np.any(shares > 1):

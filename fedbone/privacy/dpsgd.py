@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import ClassVar
 
 import numpy as np
@@ -60,9 +61,12 @@ class PatientPrivacy:
     rng: np.random.Generator | None = None
 
     def __post_init__(self) -> None:
-        if not (self.clip_norm > 0 and self.noise_multiplier >= 0 and self.learning_rate > 0):
+        if not (0 < self.clip_norm < inf and 0 <= self.noise_multiplier < inf and 0 < self.learning_rate < inf):
             given = f"{self.clip_norm}, {self.noise_multiplier} and {self.learning_rate}"
             raise ValueError(f"clip_norm, noise_multiplier and learning_rate are {given}: above 0, at least 0, above 0")
+        counts = (self.patients, self.batch, self.steps, self.copies)
+        if any(isinstance(count, bool) or count != int(count) for count in counts):
+            raise ValueError(f"patients, batch, steps and copies are {counts}: give whole numbers")
         if not (1 <= self.batch <= self.patients and self.steps >= 1 and self.copies >= 1):
             given = f"{self.batch} of {self.patients}, {self.steps} and {self.copies}"
             raise ValueError(f"batch of patients, steps and copies are {given}: 1 to patients, at least 1, at least 1")
@@ -107,7 +111,8 @@ def clipped_sum(
     images (F, 1, S, S), keypoints (F, K, 3); owners (F,): each film's patient, the films of one behind each other;
     ``loss(logits (1, K, H, W), keypoints (1, K, 3))`` of one film. A patient's gradient is the mean over their films,
     its norm is over all P parameters of ``part``. vmap or a loop over patients, whichever is cheaper: the sum is the
-    same. Raises ValueError when a gradient is NaN or infinite: no scaling would bound it.
+    same. A patient whose gradient holds NaN or infinity, which no scaling would bound, counts as zero: an error
+    would tell that they were drawn.
     """
     trained = {name: parameter.detach() for name, parameter in trained_parameters(model, part)}
     total = torch.zeros(sum(p.numel() for p in trained.values()), device=images.device)
@@ -116,8 +121,8 @@ def clipped_sum(
     norms = []
     for rows in gradients(model, trained, images, keypoints, np.asarray(owners), loss):
         norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        if not bool(norm.isfinite().all()):
-            raise ValueError("a patient's gradient holds NaN or infinity and cannot be clipped")
+        finite = norm.isfinite()
+        rows, norm = torch.where(finite[:, None], rows, 0), torch.where(finite, norm, 0)
         factor = (clip_norm / norm.clamp_min(1e-300)).clamp_max(1)
         factor = torch.where(factor < 1, factor * (1 - 2.5e-7), factor)  # float32 may round the norm up by 1.2e-7
         total += factor.float() @ rows
@@ -201,7 +206,7 @@ def private_steps(
     labelled (K,) bool: the public list of joints that the hospital labels; the head's rows of the others have no
     gradient and get no noise. proximal_mu: FedProx's pull towards the weights as they are now, which no film enters.
     The loss is the profile's, both terms from the first step: private training starts from a model that was trained on
-    public films. Raises ValueError as ``clipped_sum`` does.
+    public films. Neither the number of steps nor an error follows from the films.
     """
     rng = privacy.rng or np.random.Generator(np.random.PCG64(secrets.randbits(256)))
     model = model.to(profile.device)
@@ -216,6 +221,8 @@ def private_steps(
             index = np.repeat(np.concatenate([*chosen, np.empty(0, int)]), privacy.copies)
             owners = np.repeat(np.arange(len(chosen)), [len(group) * privacy.copies for group in chosen])
             images, keypoints = (tensor.to(profile.device) for tensor in augment(films, index, rng, profile))
+            keypoints[:, ~torch.from_numpy(labelled)] = 0  # labels beyond the list that was announced
+            keypoints[keypoints[..., 2] == 0] = 0  # where there is no label its place is of no use, and may be NaN
             total, _ = clipped_sum(model, images, keypoints, owners, privacy.clip_norm, loss, privacy.part)
             noise = rng.normal(0, deviation, noisy.size) * noisy
             step = (total.double().cpu().numpy() + noise) / privacy.batch

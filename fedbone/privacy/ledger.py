@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from fedbone.errors import UserError
 from fedbone.files import write_json
@@ -42,11 +43,15 @@ class Ledger:
         does.
         """
         new = NoisyRounds(noise_multiplier, sampling_rate, rounds)
-        with _alone(self.path):
+        if not isinstance(who, str):
+            raise ValueError(f"who must be a name, got {who!r}")
+        with _alone(self._lock) as marker:
             spent = self._read()
             spent[who] = _added(spent.get(who, []), new)
             self._require_within_limit(who, spent[who])
             self._write(spent)
+            if not marker.tell():
+                marker.write(b"this ledger has begun")
 
     def epsilon(self, who: str) -> float:
         """epsilon of a patient of ``who`` after everything spent so far; 0 before the first."""
@@ -60,27 +65,38 @@ class Ledger:
         if self.epsilon_limit is None:
             return
         after = composed_epsilon(spent, self.dp_delta)
-        if after > self.epsilon_limit:
+        if not after <= self.epsilon_limit:
             problem = f"{who} would have spent an epsilon of {after:.4g}, and its limit is {self.epsilon_limit:.4g}"
             raise UserError(self.path, problem, "Stop here: train fewer rounds, or plan them with more noise")
 
+    @property
+    def _file(self) -> Path:
+        """The file itself: replacing a link would begin a second ledger beside the one it leads to."""
+        return Path(self.path).resolve()
+
+    @property
+    def _lock(self) -> Path:
+        return self._file.with_name(f"{self._file.name}.lock")
+
     def _read(self) -> Spent:
-        if not self.path.exists():
+        remedy = "Restore it from a backup: a new ledger would forget what these patients have already spent"
+        if not self._file.exists():
+            if Path(self.path).is_symlink() or (self._lock.exists() and self._lock.stat().st_size):
+                raise UserError(self.path, "the privacy ledger is gone, and there was one", remedy)
             return {}
         try:
-            content = json.loads(self.path.read_bytes())
+            content = json.loads(self._file.read_bytes())
             if content["sha256"] != _digest(content["spent"]):
                 raise ValueError("its checksum does not fit")
             return {who: [NoisyRounds(**part) for part in parts] for who, parts in content["spent"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = "Restore it from a backup: a new ledger would forget what these patients have already spent"
             raise UserError(self.path, f"the privacy ledger is damaged ({error})", remedy) from error
 
     def _write(self, spent: Spent) -> None:
         plain = {who: [_plain(part) for part in parts] for who, parts in spent.items()}
-        write_json(self.path, {"spent": plain, "sha256": _digest(plain)})
+        write_json(self._file, {"spent": plain, "sha256": _digest(plain)})
         if os.name != "nt":  # the new name must survive a power failure too; Windows cannot open a folder
-            folder = os.open(self.path.parent, os.O_RDONLY)
+            folder = os.open(self._file.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
@@ -106,10 +122,13 @@ def _digest(value: object) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock beside ``path``: between reading and writing nobody else spends. It ends with the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f"{path.name}.lock"), "wb") as file:
+def _alone(lock: Path) -> Iterator[BinaryIO]:
+    """Hold ``lock``: between reading and writing nobody else spends. It ends with the process.
+
+    Its content says that there was a ledger, should that be missing one day.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "ab") as file:
         if os.name == "nt":
             import msvcrt
 
@@ -118,4 +137,4 @@ def _alone(path: Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
