@@ -9,6 +9,7 @@ import pytest
 from fedbone.errors import UserError
 from fedbone.privacy.membership import largest_tpr, roc
 from fedbone.teaching import attack_figures
+from fedbone.teaching.page_slider import IN_TEXT
 
 FILM = np.linspace(0, 1, 64).reshape(8, 8)
 
@@ -67,6 +68,6 @@ def test_the_slider_goes_from_no_noise_up_and_says_what_it_shows():
     choice.value = 1
     assert "noise 0.6" in page.value
     assert "noise 0:" in before
-    assert slider._repr_mimebundle_()["text/plain"] == attack_figures.IN_TEXT
-    with pytest.raises(UserError, match="no attempt"):
+    assert slider._repr_mimebundle_()["text/plain"] == IN_TEXT
+    with pytest.raises(UserError, match="no page"):
         attack_figures.PictureSlider(FILM, [])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedbone.teaching.page_slider import IN_TEXT
 from fedbone.teaching.plots import show
-from fedbone.teaching.privacy_widgets import IN_TEXT, NoiseSlider, Setting, number
+from fedbone.teaching.privacy_widgets import NoiseSlider, Setting, number
 
 JOINTS = ("left_hip", "right_hip", "nose")
 LABELS = np.array([[10.0, 20, 2], [20.0, 20, 1], [0.0, 0, 0]])
@@ -85,5 +86,5 @@ def test_without_a_front_end_a_sentence_says_where_the_pictures_are():
 
 
 def test_a_slider_needs_a_setting():
-    with pytest.raises(ValueError, match="no setting"):
+    with pytest.raises(ValueError, match="no page"):
         slider([])

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedbone.errors import UserError
 from fedbone.privacy.membership import Roc, largest_tpr
+from fedbone.teaching.page_slider import PageSlider
 from fedbone.teaching.plots import HOSPITAL_COLOURS, show
 
 LINES = ("#000000", "#D55E00", "#CC79A7", "#E69F00", "#009E73", "#0072B2")
 LEAST_RATE = 1e-3  # of false alarms on the logarithmic axis: fewer strangers than that say nothing
 CONTROL_STYLES = ("-", "--", ":", "-.")
-IN_TEXT = "The slider is shown while a notebook runs; the figure below has all of its pictures."
 
 
 def _film(axes: Axes, picture: np.ndarray, title: str) -> None:
@@ -99,35 +97,16 @@ class Attempt:
         return f"noise {self.noise_multiplier:.3g}: epsilon {told}, SSIM {self.likeness:.2f}"
 
 
-class PictureSlider:
+class PictureSlider(PageSlider):
     """What an attacker gets from one film's gradient as the noise grows; ``film`` (S, S) stands beside it.
 
-    Works without a front end. Raises UserError without attempts.
+    Raises UserError without attempts.
     """
 
     def __init__(self, film: np.ndarray, attempts: Sequence[Attempt]) -> None:
-        if not attempts:
-            raise UserError("picture slider", "there is no attempt", "Give it at least one Attempt")
         self._film = film
         self._attempts = tuple(sorted(attempts, key=lambda attempt: attempt.noise_multiplier))
-        self._widget = self._page = None
-        self._picture = lru_cache(maxsize=None)(self._draw)  # moving back and forth draws nothing again
-
-    @property
-    def widget(self):
-        """The pair of pictures over a slider that steps through the noise, as an ipywidgets container."""
-        if self._widget is None:
-            import ipywidgets
-
-            choices = [(f"{attempt.noise_multiplier:.3g}", index) for index, attempt in enumerate(self._attempts)]
-            self._page = ipywidgets.HTML(self._picture(0))
-            slider = ipywidgets.SelectionSlider(options=choices, value=0, description="noise")
-            slider.observe(lambda change: setattr(self._page, "value", self._picture(change["new"])), "value")
-            self._widget = ipywidgets.VBox([slider, self._page])
-        return self._widget
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        return {**self.widget._repr_mimebundle_(), "text/plain": IN_TEXT}
+        super().__init__("noise", [f"{attempt.noise_multiplier:.3g}" for attempt in self._attempts], self._draw)
 
     def figure(self) -> Figure:
         """All attempts in a row behind the film, for ``plots.show``."""

@@ -8,19 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedbone.errors import UserError
+from fedbone.teaching.page_slider import PageSlider
 from fedbone.teaching.plots import draw_film, joint_colour, show
 from fedbone.teaching.privacy_figures import window
 
 COLUMNS = 3  # of the static figure
-IN_TEXT = "The slider is shown while a notebook runs; the figure below has all of its pictures."
 
 
 @dataclass(frozen=True)
@@ -49,37 +47,18 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
-class NoiseSlider:
+class NoiseSlider(PageSlider):
     """One film under each noise setting. image (S, S), labelled (K, 3): joints with visibility 0 are not drawn.
 
-    Works without a front end. Raises UserError without settings.
+    Raises UserError without settings.
     """
 
     def __init__(
         self, image: np.ndarray, labelled: np.ndarray, joints: Sequence[str], settings: Sequence[Setting]
     ) -> None:
-        if not settings:
-            raise UserError("noise slider", "there is no setting", "Give it at least one Setting")
         self._image, self._labelled, self._joints = image, labelled, tuple(joints)
         self._settings = tuple(sorted(settings, key=lambda setting: setting.sigma))
-        self._widget = self._page = None
-        self._picture = lru_cache(maxsize=None)(self._draw)  # moving back and forth draws nothing again
-
-    @property
-    def widget(self):
-        """The film over a slider that steps through the settings, as an ipywidgets container."""
-        if self._widget is None:
-            import ipywidgets
-
-            choices = [(f"{setting.sigma:g}", index) for index, setting in enumerate(self._settings)]
-            self._page = ipywidgets.HTML(self._picture(0))
-            slider = ipywidgets.SelectionSlider(options=choices, value=0, description="sigma")
-            slider.observe(lambda change: setattr(self._page, "value", self._picture(change["new"])), "value")
-            self._widget = ipywidgets.VBox([slider, self._page])
-        return self._widget
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        return {**self.widget._repr_mimebundle_(), "text/plain": IN_TEXT}
+        super().__init__("sigma", [f"{setting.sigma:g}" for setting in self._settings], self._draw)
 
     def figure(self) -> Figure:
         """All settings in rows of three, for ``plots.show``."""
