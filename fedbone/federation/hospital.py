@@ -129,15 +129,15 @@ class Hospital:
         if task.round == 0:
             self._own = {}  # another federation begins, with the norm that the server sends
         self._fill(self._model, global_vector)
+        report = {}
         if self.privacy:
             self._train_privately(task)
         else:
-            losses = self._train(self._model, self.profile, task)
+            report = {"losses": self._train(self._model, self.profile, task), "films": len(self.data.train)}
         delta = to_vector(self._model) - global_vector
         if self.local_norm:
             delta[self._layout.is_kind("norm")] = 0
             self._own = self._norm_of(self._model)
-        report = {} if self.privacy else {"losses": losses, "films": len(self.data.train)}
         return Update(delta, self.data.labelled, report)
 
     def released_loss(self, update: Update) -> float | None:

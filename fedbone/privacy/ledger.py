@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,7 +93,7 @@ class Ledger:
             raise UserError(self.path, f"the privacy ledger is damaged ({error})", remedy) from error
 
     def _write(self, spent: Spent) -> None:
-        plain = {who: [_plain(part) for part in parts] for who, parts in spent.items()}
+        plain = {who: [asdict(part) for part in parts] for who, parts in spent.items()}
         write_json(self._file, {"spent": plain, "sha256": _digest(plain)})
         if os.name != "nt":  # the new name must survive a power failure too; Windows cannot open a folder
             folder = os.open(self._file.parent, os.O_RDONLY)
@@ -109,12 +109,6 @@ def _added(spent: list[NoisyRounds], new: NoisyRounds) -> list[NoisyRounds]:
         if replace(part, rounds=new.rounds) == new:
             return [*spent[:index], replace(part, rounds=part.rounds + new.rounds), *spent[index + 1 :]]
     return [*spent, new]
-
-
-def _plain(part: NoisyRounds) -> dict:
-    """As JSON values, also where numpy's numbers came."""
-    noise_multiplier, sampling_rate = float(part.noise_multiplier), float(part.sampling_rate)
-    return {"noise_multiplier": noise_multiplier, "sampling_rate": sampling_rate, "rounds": int(part.rounds)}
 
 
 def _digest(value: object) -> str:
