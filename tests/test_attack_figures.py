@@ -45,8 +45,10 @@ def test_the_roc_has_a_dashed_limit_where_there_is_an_epsilon():
     curve = roc(rng.normal(size=included.shape) + included, included)
     _, axes = plt.subplots()
     attack_figures.log_roc(axes, {"open": curve, "private": curve}, {"private": 1.0}, 1e-5)
-    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
     assert len(dashed) == 1
+    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert words == ["open", "private", "most that its epsilon allows", "guessing"]
     rates, most = dashed[0].get_xdata(), dashed[0].get_ydata()
     assert most[0] == pytest.approx(largest_tpr(rates[0], 1.0, 1e-5))
     assert axes.lines[0].get_ydata()[-1] == 1

@@ -92,7 +92,7 @@ def invert(
     grey = 0.5 if start is None else torch.from_numpy(np.asarray(start, np.float64))
     guess = (grey + 0.1 * torch.randn(films, 1, size_px, size_px, generator=rng, dtype=torch.float64)).clamp(0, 1)
     guess.requires_grad_()
-    optimiser = torch.optim.Adam([guess], lr=rate)
+    optimiser = torch.optim.Adam([guess], lr=rate, foreach=False)  # made for many tensors, slower for one
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     shown, kept = {round(share * steps) for share in np.linspace(0, 1, frames) ** 2}, []
     with reproducible("cpu"):

@@ -62,7 +62,7 @@ def against_controls(axes: Axes, found: Mapping[str, Sequence[float]], bars: Map
 def log_roc(axes: Axes, curves: Mapping[str, Roc], limits: Mapping[str, float], dp_delta: float) -> None:
     """Right over false alarms on logarithmic axes, and dashed the most that epsilon allows to the curves in ``limits``.
 
-    limits: name of a curve -> its epsilon. The dotted line is blind guessing.
+    limits: name of a curve -> its epsilon.
     """
     rates = np.geomspace(LEAST_RATE, 1, 200)
     for (name, curve), colour in zip(curves.items(), LINES, strict=False):
@@ -70,7 +70,9 @@ def log_roc(axes: Axes, curves: Mapping[str, Roc], limits: Mapping[str, float], 
         if name in limits:
             most = [largest_tpr(rate, limits[name], dp_delta) for rate in rates]
             axes.plot(rates, most, color=colour, ls="--", lw=1)
-    axes.plot(rates, rates, color="#777777", ls=":", lw=1)
+    if limits:
+        axes.plot([], [], color="#777777", ls="--", lw=1, label="most that its epsilon allows")
+    axes.plot(rates, rates, color="#777777", ls=":", lw=1, label="guessing")
     ends = (LEAST_RATE, 1.1)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     axes.set(xlabel="false alarms among strangers", ylabel="members found")
