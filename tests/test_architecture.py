@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fedbone"
 LAYERS = (
-    "errors files progress config options environment vectors run_state imaging model encryption privacy custody "
-    "federation engines teaching __main__"
+    "errors files progress workers config options environment vectors run_state imaging model encryption privacy "
+    "custody federation engines teaching __main__"
 ).split()
 LONGEST_FILE, LONGEST_FUNCTION = 260, 45
 HEAVY = ("torch", "syft", "syft_rds", "mujoco", "myo_sim", "ipywidgets", "cv2", "numpy", "nvflare")

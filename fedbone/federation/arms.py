@@ -26,7 +26,6 @@ from fedbone.errors import UserError
 from fedbone.federation.evaluation import Predictions, predict_all
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.monitor import Monitor, OnRow
-from fedbone.federation.processes import end_with_parent
 from fedbone.federation.rounds import RoundRecord, initial_vector, run_rounds
 from fedbone.federation.strategies import Strategy
 from fedbone.imaging.dataset import FilmSet, HospitalData, pool
@@ -35,6 +34,7 @@ from fedbone.model.hrnet import build_for
 from fedbone.model.schedule import films_shown
 from fedbone.model.training import predict
 from fedbone.vectors import load_vector, to_vector
+from fedbone.workers import end_with_parent
 
 Progress = Callable[[int, int, str], None]
 POOLED = "pooled"  # the arm that has all films in one place

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 import time
 import traceback
 from collections import deque
@@ -26,6 +24,7 @@ import torch
 from fedbone.errors import UserError
 from fedbone.federation.history import FAILED, LATE, TOOK_PART
 from fedbone.federation.hospital import Hospital, RoundTask, Update
+from fedbone.workers import end_with_parent
 
 States = dict[str, dict[str, np.ndarray]]  # by hospital: what stays there between rounds
 
@@ -233,16 +232,3 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # an exception whose constructor takes other arguments than its message
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def end_with_parent() -> None:
-    """Let this worker process end when its parent does; an ``initializer`` for process pools.
-
-    A killed parent cannot stop its workers, and a pool's worker would wait for work forever.
-    """
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from fedbone.federation.processes import end_with_parent
 from fedbone.files import write_atomic
 from fedbone.imaging.hospitals import GENERATOR_VERSION
+from fedbone.workers import end_with_parent
 
 FOLDER = Path(__file__).parent
 # the schedule of the tables about networks and losses: 30 epochs in one place, a rate that ends at 0.4 of the first
