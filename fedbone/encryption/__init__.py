@@ -1,0 +1,1 @@
+"""Sums that nobody can take apart: lanes, Paillier, pairwise masks, signatures."""
