@@ -8,6 +8,7 @@ import numpy as np
 
 from fedbone.errors import UserError
 from fedbone.federation.hospital import Update
+from fedbone.federation.secure import SecureRun
 from fedbone.federation.strategies import Strategy, WeightedMean, equal_weights, joint_factor
 from fedbone.privacy.dp import GaussianNoise
 from fedbone.vectors import VectorLayout
@@ -17,17 +18,23 @@ from fedbone.vectors import VectorLayout
 class Server:
     """What the server knows before the run: labelled has every hospital's public list of joints, (K,) bool each.
 
-    Raises ValueError for noise without a mean.
+    secure: the mean comes from sums in which nobody can read a single update. Raises ValueError for noise or secure
+    sums without a mean, and for both together: whoever opened the sum would see it without the noise.
     """
 
     layout: VectorLayout
     labelled: dict[str, np.ndarray]
     strategy: Strategy
     noise: GaussianNoise | None
+    secure: SecureRun | None = None
 
     def __post_init__(self) -> None:
         if self.noise and self.strategy.combine is not WeightedMean:
             raise ValueError("noise is calibrated for a mean: one hospital can move another combiner by more")
+        if self.secure and self.strategy.combine is not WeightedMean:
+            raise ValueError("secure sums can be added, not sorted: no median or trimmed mean without single updates")
+        if self.secure and self.noise:
+            raise ValueError("who opens a secure sum sees it without the server's noise: use DP-SGD in the hospitals")
 
     def require_sound(self, hospital: str, update: Update) -> None:
         """Raises UserError, naming the hospital, for an update that must not reach the model."""
@@ -48,6 +55,8 @@ class Aggregation:
         self.server, self.combiner = server, server.strategy.combine()
         self.of = len(server.labelled) if server.noise else asked  # the mean's denominator, until it is known who came
         self.took_part: list[str] = []
+        self._kept: dict[str, np.ndarray] = {}  # for a secure sum: the updates, each still in its hospital
+        self._opened: np.ndarray | None = None
 
     @property
     def weight(self) -> float:
@@ -58,8 +67,22 @@ class Aggregation:
         """Take an update. Raises UserError or ValueError for one that must not reach the model; it leaves no trace."""
         self.server.require_sound(hospital, update)
         noise = self.server.noise
-        self.combiner.add(noise.prepare(update.delta) if noise else update.delta, 1 / self.of)
+        if self.server.secure:
+            self._kept[hospital] = update.delta
+        else:
+            self.combiner.add(noise.prepare(update.delta) if noise else update.delta, 1 / self.of)
         self.took_part.append(hospital)
+
+    def close(self, index: int) -> dict[str, Exception]:
+        """Round ``index`` is over: form the secure sum, if there is one. Who dropped out while it was formed, and why.
+
+        Raises UserError as ``SecureRun.mean`` does.
+        """
+        if not self.server.secure:
+            return {}
+        self._opened, dropped = self.server.secure.mean(index, self._kept)
+        self.took_part = [name for name in self.took_part if name not in dropped]
+        return dropped
 
     def step(self, vector: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(the next global vector, the mean update), both (P,); ``state`` of the server's optimiser changes in place.
@@ -80,6 +103,8 @@ class Aggregation:
 
     def _mean(self) -> np.ndarray:
         """(P,) float64, with noise if there is any."""
+        if self._opened is not None:
+            return self._opened
         taken, is_mean = len(self.took_part), isinstance(self.combiner, WeightedMean)
         if is_mean and taken < self.of:  # who is missing counts as an update of zero
             self.combiner.add(np.zeros(self.server.layout.size, np.float32), 1 - taken / self.of)

@@ -10,12 +10,11 @@ import numpy as np
 
 from fedbone.config import Profile
 from fedbone.errors import UserError
+from fedbone.federation.aggregation import Server
 from fedbone.federation.history import RoundRecord, from_json, to_json
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.processes import States
-from fedbone.federation.strategies import Strategy
 from fedbone.model.fit import FREE
-from fedbone.privacy.dp import GaussianNoise
 from fedbone.run_state import load_state, save_state
 from fedbone.vectors import sha256
 
@@ -38,9 +37,8 @@ class Place:
 def belongs(
     profile: Profile,
     seed: int,
-    strategy: Strategy,
+    server: Server,
     participation: float,
-    noise: GaussianNoise | None,
     hospitals: Collection[Hospital],
     first: Place,
 ) -> dict:
@@ -48,6 +46,7 @@ def belongs(
 
     Not min_hospitals and the deadline: when a hospital has left for good, the others may go on with fewer.
     """
+    strategy, noise, secure = server.strategy, server.noise, server.secure
     if " at 0x" in repr(strategy):
         problem = f"{strategy} would not be known again by the next process"
         raise UserError("state", problem, "Use functools.partial(TrimmedMean, 2) in place of a lambda, and dataclasses")
@@ -57,6 +56,7 @@ def belongs(
         "strategy": repr(strategy),
         "participation": participation,
         "noise": noise and {"sigma": noise.sigma, "clip_norm": noise.clip_norm},
+        "levels": secure and repr(secure.lanes),
         "joints": len(next(iter(hospitals)).joints),
         **{f"films of {hospital.name}": hospital.films_digest() for hospital in hospitals},
         "first model": sha256(first.vector),

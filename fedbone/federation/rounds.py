@@ -18,9 +18,10 @@ from fedbone.config import Profile
 from fedbone.errors import UserError
 from fedbone.federation.aggregation import Aggregation, Server
 from fedbone.federation.checkpoint import Place, belongs, read, write
-from fedbone.federation.history import ABSENT, NOT_ASKED, REFUSED, TOOK_PART, HospitalRow, RoundRecord
+from fedbone.federation.history import ABSENT, FAILED, NOT_ASKED, REFUSED, TOOK_PART, HospitalRow, RoundRecord
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.federation.processes import Answer, Ask, States, at_work, left_out
+from fedbone.federation.secure import SecureSums
 from fedbone.federation.strategies import Strategy
 from fedbone.model.hrnet import build_for
 from fedbone.privacy.dp import GaussianNoise
@@ -96,6 +97,7 @@ def run_rounds(
     processes: int = 1,
     available: Available | None = None,
     start: np.ndarray | None = None,
+    secure: SecureSums | None = None,
 ) -> Outcome:
     """``profile.rounds`` rounds with ``hospitals``, in as many processes; their order does not matter.
 
@@ -104,14 +106,16 @@ def run_rounds(
     when its state is on the disk: a noisy model that was shown is never drawn again. ``available(round, name)`` says
     who can be reached. start: the first global vector (P,), such as a model of public films; None: a new one. With
     ``noise`` the mean's denominator and the joints' factors are those of all hospitals whoever takes part, as its
-    accounting assumes. Afterwards each hospital holds its final state.
+    accounting assumes. secure: nobody sees a single update; all that is public then is the mean, and every hospital
+    could make the server's step itself. Afterwards each hospital holds its final state.
 
     Raises UserError when too few took part, naming who is missing and why, and for the state of another run; without
     ``rules.min_hospitals`` the first hospital that does not take part raises its own error.
     """
     roster = _roster(hospitals, rules)
-    federation = _Federation(roster, profile, seed, strategy, rules, noise, start)
-    run = belongs(profile, seed, strategy, rules.participation, noise, roster.values(), federation.at) if state else {}
+    federation = _Federation(roster, profile, seed, strategy, rules, noise, start, secure)
+    server = federation.server
+    run = belongs(profile, seed, server, rules.participation, roster.values(), federation.at) if state else {}
     if state and (found := read(state, run, roster)):
         federation.at = found
     federation.restore()
@@ -148,12 +152,13 @@ class _Federation:
         rules: RoundRules,
         noise: GaussianNoise | None,
         start: np.ndarray | None,
+        secure: SecureSums | None,
     ) -> None:
         self.roster, self.seed, self.rules = roster, seed, rules
         labelled = {name: hospital.labelled for name, hospital in roster.items()}
         joints, local_norm = len(next(iter(labelled.values()))), strategy.local_norm
         layout = layout_of(build_for(profile, joints), local_norm=local_norm)
-        self.server = Server(layout, labelled, strategy, noise)
+        self.server = Server(layout, labelled, strategy, noise, secure and secure.begin(roster, layout.size))
         first = initial_vector(profile, joints, seed, local_norm=local_norm) if start is None else start
         self.at = Place(first, {name: {} for name in roster})
 
@@ -177,6 +182,10 @@ class _Federation:
             rows[answer.name] = self._row(answer, index)
             if answer.status == TOOK_PART:
                 states[answer.name] = answer.state
+        self._require_enough(index, rows)
+        for name, error in sums.close(index).items():
+            rows[name] = self._row(Answer(name, FAILED, error=error), index)
+            del states[name]
         self._require_enough(index, rows)
         rows |= {name: replace(rows[name], weight=sums.weight) for name in states}
         try:
@@ -203,6 +212,8 @@ class _Federation:
         if answer.error is None:
             if self.server.noise:  # its guarantee is for the noisy mean: nothing exact of one hospital is published
                 return HospitalRow(TOOK_PART)
+            if self.server.secure:  # nobody but the hospital has seen its update
+                return HospitalRow(TOOK_PART, loss=answer.loss)
             return HospitalRow(TOOK_PART, update_norm=l2_norm(answer.update.delta), loss=answer.loss)
         if self.rules.min_hospitals is None:
             answer.error.add_note(f"hospital {answer.name}, round {index}: {answer.status}")
