@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -45,6 +45,12 @@ def show(figure: Figure, alt: str, *, photo: bool = False) -> HTML:
         few.save(buffer, kind, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return HTML(f'<img alt="{html.escape(alt)}" style="max-width:100%" src="data:image/{kind};base64,{data}">')
+
+
+def as_table(columns: Sequence[object], rows: Sequence[Sequence[object]]) -> Markdown:
+    """``rows`` under the names ``columns``, as a table that a screen reader can walk through."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
 
 def draw_film(
