@@ -133,7 +133,8 @@ def differences(expected: Mapping[str, Array], found: Mapping[str, Array]) -> st
 
 def save_checkpoint(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> Path:
     """Write named tensors in safetensors form (no pickle), with ``metadata`` as JSON in its header."""
-    return write_atomic(Path(path), save(tensors, {"fedbone": json.dumps(metadata, sort_keys=True)}))
+    dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # safetensors reads raw memory
+    return write_atomic(Path(path), save(dense, {"fedbone": json.dumps(metadata, sort_keys=True)}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:

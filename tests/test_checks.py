@@ -3,7 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from fedbone.teaching.checks import ClaimError, budget, claim, grade, peak_memory_gb
+from fedbone.errors import UserError
+from fedbone.teaching.checks import ClaimError, budget, claim, grade, outcome_of, peak_memory_gb
 
 
 def test_a_false_claim_raises(capsys):
@@ -56,3 +57,14 @@ def test_the_budget_is_checked_and_the_peak_is_this_process(capsys, monkeypatch)
     del block
     with pytest.raises(ClaimError, match=r"0\.001 minutes"):
         budget(time.perf_counter() - 1, minutes=0.001, gigabytes=50)
+
+
+def test_the_outcome_tells_a_refusal_and_lets_other_errors_through() -> None:
+    def sound(number: int, least: int = 0) -> None:
+        if number < least:
+            raise UserError("the number", f"{number} is below {least}", "Give more")
+
+    assert outcome_of(sound, 3) == "accepted"
+    assert outcome_of(sound, 3, least=4) == "refused: 3 is below 4"
+    with pytest.raises(TypeError):
+        outcome_of(sound)

@@ -34,12 +34,16 @@ def sum_of_integers(masks, count) -> list:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.sets(st.text(max_size=8), min_size=3, max_size=7), st.sampled_from([0, 1, 3, 4, 5, 20]))
-def test_masks_of_a_whole_roster_cancel_exactly(names, count):
+@given(
+    st.sets(st.text(max_size=8), min_size=3, max_size=7),
+    st.sampled_from([0, 1, 3, 4, 5, 20]),
+    st.sampled_from([WORD, np.dtype("<u8")]),
+)
+def test_masks_of_a_whole_roster_cancel_exactly(names, count, word):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masking, "BLOCK", 4)
         assert sum_of_integers(all_masks(names), count) == [0] * count
-        words = np.sum([own.words(count, WORD) for own in all_masks(names)], axis=0, dtype=np.uint32)
+        words = np.sum([own.words(count, word) for own in all_masks(names)], axis=0, dtype=word)
     assert not words.any()
     assert words.shape == (count,)
 

@@ -18,24 +18,24 @@ HEADER = {"round": 3, "run": "r", "spec": {"bits": 16, "range": 0.5}}
 BODY = bytes(range(40))
 
 
-def framed(text: bytes, body: bytes = BODY, purpose: bytes = b"up 1") -> bytes:
-    return purpose + b"\n" + len(text).to_bytes(4, "big") + text + body
+def framed(text: bytes, body: bytes = BODY, purpose: bytes = b"up") -> bytes:
+    return b"fedbone " + purpose + b" 1\n" + len(text).to_bytes(4, "big") + text + body
 
 
-def signed(header=HEADER, body=BODY, purpose="up 1", hospital="Süd", key=KEY) -> bytes:
+def signed(header=HEADER, body=BODY, purpose="up", hospital="Süd", key=KEY) -> bytes:
     return write_signed(purpose, {**header, "hospital": hospital}, body, key)
 
 
 def opened(message: bytes):
-    return read_signed("up 1", message, FIELDS, len(BODY), DIRECTORY)
+    return read_signed("up", message, FIELDS, len(BODY), DIRECTORY)
 
 
 def test_the_bytes_are_those_of_the_description():
     text = b'{"round":3,"run":"r","spec":{"bits":16,"range":0.5}}'
-    assert write("up 1", HEADER, BODY) == framed(text)
+    assert write("up", HEADER, BODY) == framed(text)
     with_name = text.replace(b'{"round', b'{"hospital":"S\\u00fcd","round')
     assert signed()[:-64] == framed(with_name)
-    assert signed()[-64:] == KEY.sign("up 1", framed(with_name))
+    assert signed()[-64:] == KEY.sign("up", framed(with_name))
 
 
 json_values = st.recursive(
@@ -49,23 +49,23 @@ json_values = st.recursive(
 @given(st.integers(), st.text(max_size=20), st.dictionaries(st.text(max_size=5), json_values, max_size=4), st.binary())
 def test_what_is_written_is_read(number, run, spec, body):
     header = {"round": number, "run": run, "spec": spec}
-    assert read("up 1", write("up 1", header, body), FIELDS, len(body)) == (header, body)
-    message = write_signed("up 1", {**header, "hospital": "Süd"}, body, KEY)
-    assert read_signed("up 1", message, FIELDS, len(body), DIRECTORY) == ("Süd", header, body)
+    assert read("up", write("up", header, body), FIELDS, len(body)) == (header, body)
+    message = write_signed("up", {**header, "hospital": "Süd"}, body, KEY)
+    assert read_signed("up", message, FIELDS, len(body), DIRECTORY) == ("Süd", header, body)
 
 
 TEXT = canonical(HEADER)
 UNSOUND = {
     "empty": b"",
-    "another purpose": framed(TEXT, purpose=b"offer 1"),
+    "another purpose": framed(TEXT, purpose=b"offer"),
     "no line feed": framed(TEXT).replace(b"\n", b" ", 1),
-    "the beginning only": b"up 1\n",
-    "half a length": b"up 1\n\0\0",
+    "the beginning only": b"fedbone up 1\n",
+    "half a length": b"fedbone up 1\n\0\0",
     "body too short": framed(TEXT, BODY[:-1]),
     "body too long": framed(TEXT, BODY + b"\0"),
-    "a length beyond the end": b"up 1\n\xff\xff\xff\xff" + TEXT + BODY,
-    "a length of one more": b"up 1\n" + (len(TEXT) + 1).to_bytes(4, "big") + TEXT + BODY,
-    "a header that is too long": framed(b'"' + b"x" * MAX_HEADER_BYTES + b'"'),
+    "a length beyond the end": b"fedbone up 1\n\xff\xff\xff\xff" + TEXT + BODY,
+    "a length of one more": b"fedbone up 1\n" + (len(TEXT) + 1).to_bytes(4, "big") + TEXT + BODY,
+    "a header that is too long": framed(canonical({**HEADER, "run": "x" * MAX_HEADER_BYTES})),
     "a space": framed(TEXT.replace(b":", b": ", 1)),
     "another order": framed(json.dumps(dict(reversed(HEADER.items())), separators=(",", ":")).encode()),
     "a field twice": framed(TEXT.replace(b'"round":3', b'"round":2,"round":3')),
@@ -92,9 +92,9 @@ UNSOUND = {
 @pytest.mark.parametrize("message", UNSOUND.values(), ids=UNSOUND)
 def test_an_unsound_message_is_refused(message):
     with pytest.raises(UserError, match="not sound"):
-        read("up 1", message, FIELDS, len(BODY))
+        read("up", message, FIELDS, len(BODY))
     with pytest.raises(UserError, match="not sound"):
-        opened(message + KEY.sign("up 1", message))
+        opened(message + KEY.sign("up", message))
 
 
 def test_nothing_but_json_comes_out_of_a_pickle(tmp_path):
@@ -104,26 +104,26 @@ def test_nothing_but_json_comes_out_of_a_pickle(tmp_path):
 
     for message in (pickle.dumps(Bomb()), framed(pickle.dumps(Bomb()))):
         with pytest.raises(UserError):
-            read("up 1", message, FIELDS, len(BODY))
+            read("up", message, FIELDS, len(BODY))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_header_that_nobody_would_read_is_not_written():
     with pytest.raises(UserError, match="shorter names"):
-        write("up 1", {"run": "x" * MAX_HEADER_BYTES})
+        write("up", {"run": "x" * MAX_HEADER_BYTES})
 
 
 @pytest.mark.parametrize(
     ("message", "where", "problem"),
     [
-        (signed(hospital="west"), "up 1", "not in the directory"),
-        (signed(hospital="\ud800"), "up 1", "not in the directory"),
+        (signed(hospital="west"), "up", "not in the directory"),
+        (signed(hospital="\ud800"), "up", "not in the directory"),
         (signed(hospital="north"), "north", "signature"),
         (signed(key=OTHER), "Süd", "signature"),
         (signed()[:-64] + KEY.sign("down 1", signed()[:-64]), "Süd", "signature"),
         (signed()[:-64] + signed(body=BODY[::-1])[-64:], "Süd", "signature"),
         (signed()[:-64] + bytes(64), "Süd", "signature"),
-        (signed()[:-64], "up 1", "not sound"),
+        (signed()[:-64], "up", "not sound"),
     ],
     ids="a-stranger half-a-character anothers-name anothers-key purpose another-body zeros unsigned".split(),
 )
@@ -168,6 +168,6 @@ def test_no_edit_is_accepted(data):
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789.eE+-truefalsn\\ud8x ', max_size=60).map(str.encode))
 def test_no_header_raises_anything_but_a_user_error(text):
     message = framed(text, b"")
-    for sealed in (message + KEY.sign("up 1", message), text + KEY.sign("up 1", text)):
+    for sealed in (message + KEY.sign("up", message), text + KEY.sign("up", text)):
         with pytest.raises(UserError):
             opened(sealed)

@@ -28,6 +28,7 @@ from fedbone.errors import UserError
 
 LANES = Lanes(update_range=0.5, hospitals=6)
 KEY, OTHER_KEY = insecure_test_key(), insecure_test_key()
+WIDE = Lanes(update_range=0.5, hospitals=6, bits=36)  # masks alone take words of 64 bits
 COLUMNS = LANES.per_plaintext(KEY.public.bits) - 1
 PARAMETERS = 2 * COLUMNS + 3
 FIRST = Attempt("run-1", 0, 0)
@@ -144,6 +145,19 @@ def test_the_sum_is_numpys_and_every_hospital_reads_it(make, data):
 
 
 @both
+def test_wide_lanes_too_are_added_exactly(make):
+    fed = federation(make, "abcd", WIDE)
+    fed.updates["a"][:] = 9
+    fed.updates["b"][:5] = -9
+    offers = fed.offers()
+    uploads, collector = fed.uploads(offers), fed.collector(offers)
+    for upload in uploads.values():
+        assert not readable(fed, body_of(fed, upload))
+        collector.add(upload)
+    assert fed.hospitals["a"].open(collector.total()).tolist() == expected_mean(fed.updates, WIDE).tolist()
+
+
+@both
 def test_the_order_of_uploads_does_not_matter(make):
     fed, offers, uploads, collector = sent(make, "abcd")
     for order in ("dcba", "bdac"):
@@ -236,10 +250,11 @@ def test_one_upload_decrypts_to_uniform_numbers():
     assert not look_uniform(np.array([int(m & 255) for m in bare]))
 
 
-def test_one_masked_upload_is_uniform_words():
-    fed, _, uploads, _ = sent(masked, parameters=100_000)
-    words = np.frombuffer(body_of(fed, uploads["b"]), "<u4")
-    for low_bit in (0, 8, 16, 24):
+@pytest.mark.parametrize("lanes", [LANES, WIDE], ids=["32 bits", "64 bits"])
+def test_one_masked_upload_is_uniform_words(lanes):
+    fed = federation(masked, lanes=lanes, parameters=50_000)
+    words = np.frombuffer(body_of(fed, fed.uploads(fed.offers())["b"]), lanes.word)
+    for low_bit in range(0, 8 * lanes.word.itemsize, 8):
         assert look_uniform((words >> low_bit & 0xFF).astype(int))
 
 
@@ -779,19 +794,35 @@ def test_a_sum_that_counts_others_is_refused(make):
 
 
 @both
-@pytest.mark.parametrize(("levels", "counter"), [(-(1 << 17), 0), (1 << 18, 0), (0, 4), (0, -3)])
-def test_a_sum_that_cannot_be_one_is_refused(make, levels, counter):
-    fed, _, _, collector = sent(make)
-    total = total_with(fed, collector, edited_by_the_server(make, fed, collector._total, levels, counter))
+@pytest.mark.parametrize("lanes", [LANES, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize(("first", "counter"), [(2, 3), (None, 3), (-1, 3), (3, 0), (7, 7)])
+def test_numbers_that_are_no_sum_are_refused(make, lanes, first, counter):
+    """A level is at least 1 and below 2**bits, and at most six hospitals are added."""
+    scheme = make(KEY, lanes, 1)
+    first = counter << lanes.bits if first is None else first
+    if make is masked:
+        body = np.array([counter, first]).astype(lanes.word).tobytes()
+    else:
+        plaintext = (counter + (first << lanes.width)) % KEY.public.n
+        body = ciphertexts_to_bytes(CipherWorkers(KEY.public).encrypt([mpz(plaintext)]), KEY.public)
     with pytest.raises(UserError):
-        fed.hospitals["a"].open(total)
+        scheme.open(body)
+
+
+def test_masks_alone_count_hospitals_without_parameters_too():
+    for counter in (0, 7):
+        with refused("counter does not say"):
+            masked(parameters=0).open(np.array([counter], "<u4").tobytes())
 
 
 BAD_EVIDENCE = {
     "none": (lambda fed, uploads: None, "uploads of a, b, c are not there"),
     "one missing": (lambda fed, uploads: [uploads["a"], uploads["c"]], "uploads of b are not there"),
     "one twice": (lambda fed, uploads: [*uploads.values(), uploads["a"]], "twice"),
-    "one forged": (lambda fed, uploads: [uploads["a"], uploads["b"], uploads["c"][:-1] + b"\0"], "signature"),
+    "one forged": (
+        lambda fed, uploads: [uploads["a"], uploads["b"], uploads["c"][:-1] + bytes([uploads["c"][-1] ^ 1])],
+        "signature",
+    ),
     "one of another sum": (lambda fed, uploads: [*uploads.values(), sent(paillier)[2]["a"]], "signature"),
     "an unsound one": (
         lambda fed, uploads: [fed.forged("a", UPLOAD, uploads["a"], body=bytes(fed.scheme.body_bytes))],

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from fedbone.config import get_profile
+from fedbone.encryption.paillier import CipherWorkers
+from fedbone.encryption.paillier_keys import insecure_test_key
+from fedbone.encryption.schemes import PaillierSum
 from fedbone.federation.arms import Arm, run_arms
 from fedbone.federation.evaluation import evaluate
 from fedbone.imaging.hospitals import training_hospitals
@@ -17,6 +20,7 @@ from fedbone.model.decoding import array_to_heatmap, soft_argmax
 from fedbone.model.losses import gaussian_targets
 from fedbone.privacy.accounting import epsilon
 from notebooks.tables import (
+    make_encryption,
     make_events,
     make_heterogeneity,
     make_losses,
@@ -188,3 +192,33 @@ def test_a_row_of_the_privacy_table_comes_out_again(arm):
     again = make_privacy.measure(arm, 0)[0]
     for key in ("mre_px", "mre_b_px"):
         assert again[key] == pytest.approx(float(old[key]), rel=0.05)
+
+
+def encryption_rows() -> dict[tuple[str, str, int], dict[str, str]]:
+    return {(r["scheme"], r["key_bits"], int(r["hospitals"])): r for r in table.rows("encryption.csv")}
+
+
+def test_the_encryption_table_is_whole():
+    assert list(encryption_rows()) == [(scheme, str(bits), n) for scheme, bits, n in make_encryption.ROWS]
+
+
+@pytest.mark.parametrize("scheme", [make_encryption.MASKS, "CKKS 4096, 54+54 bits", "float32"])
+def test_a_row_of_the_encryption_table_comes_out_again(scheme):
+    """CKKS adds noise of its own, and the last ciphertext of an update is not full."""
+    old, again = encryption_rows()[scheme, "", 3], make_encryption.measure(scheme, "", 3, parameters=100_000)
+    noise = 0.1 if scheme.startswith("CKKS") else 1e-3
+    for name in ("relative_l2_error", "bytes_vs_float32"):
+        assert float(again[name]) == pytest.approx(float(old[name]), rel=noise)
+    assert again["exact"] == old["exact"]
+
+
+@pytest.mark.parametrize("hospitals", [3, 64])
+def test_sizes_and_errors_of_packed_paillier_in_the_encryption_table(hospitals):
+    """The bytes, from a key that is not secret; the error is that of the same levels without encryption."""
+    rows, lanes = encryption_rows(), make_encryption.LANES[hospitals]
+    with CipherWorkers(insecure_test_key(2048)) as workers:
+        size = PaillierSum(lanes, make_encryption.PARAMETERS, workers).body_bytes
+    row = rows[make_encryption.PACKED, "2048", hospitals]
+    assert float(row["bytes_vs_float32"]) == pytest.approx(size / (4 * make_encryption.PARAMETERS), rel=1e-3)
+    assert row["relative_l2_error"] == rows[make_encryption.MASKS, "", hospitals]["relative_l2_error"]
+    assert (row["exact"], row["reads_one_update"], row["reads_the_sum"]) == ("yes", "nobody", "hospitals")

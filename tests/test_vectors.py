@@ -192,3 +192,10 @@ def test_the_length_of_a_vector_is_summed_in_float64():
     many = np.random.default_rng(0).normal(0, 1e-3, 300_000).astype(np.float32)
     assert l2_norm(many) == pytest.approx(math.sqrt(math.fsum(float(x) ** 2 for x in many)), rel=1e-12)
     assert math.isnan(l2_norm(np.array([np.nan, 1.0])))
+
+
+def test_a_checkpoint_of_views_holds_their_numbers(tmp_path):
+    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tensors = {"turned": whole.T, "every second": whole[:, ::2], "single": np.float32(7)}
+    back, _ = load_checkpoint(save_checkpoint(tmp_path / "views", tensors, {}))
+    assert all(np.array_equal(back[name], tensor) for name, tensor in tensors.items())

@@ -1,9 +1,9 @@
 """What hospitals and server send each other: bytes of one strict form, never a pickle.
 
-    purpose, line feed | length of the header, 4 bytes, big endian | header | body | signature, 64 bytes, if signed
+    "fedbone PURPOSE 1", line feed | length of the header, 4 bytes, big endian | header | body | 64 bytes of signature
 
-The header is a flat JSON object in its one canonical form: sorted keys, no spaces, ASCII, no NaN. The signature covers
-all that stands before it.
+The header is a flat JSON object in its one canonical form: sorted keys, no spaces, ASCII, no NaN. The signature, which
+not every message has, covers all that stands before it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_signed(
 
 
 def _begin(purpose: str) -> bytes:
-    return purpose.encode() + b"\n"
+    return f"fedbone {purpose} 1\n".encode()  # 1: this form
 
 
 def _header(purpose: str, text: bytes, fields: Fields) -> dict:

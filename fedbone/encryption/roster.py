@@ -10,7 +10,7 @@ from fedbone.encryption.messages import Fields, canonical, read, read_signed
 from fedbone.encryption.schemes import MaskedSum, PaillierSum
 from fedbone.errors import UserError
 
-OFFER, UPLOAD, TOTAL = "fedbone offer 1", "fedbone upload 1", "fedbone total 1"
+OFFER, UPLOAD, TOTAL = "offer", "upload", "total"
 MASK_KEY_BYTES = 32
 ATTEMPT_FIELDS: Fields = {"run": str, "round": int, "attempt": int, "spec": dict}
 ROSTER_FIELDS: Fields = {**ATTEMPT_FIELDS, "roster": str}

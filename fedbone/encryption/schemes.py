@@ -1,7 +1,7 @@
 """Two ways to add masked updates; a hospital seals and opens, the server adds without any key.
 
-Under Paillier's encryption only hospitals can read the sum. With masks alone it costs a thousandth of the time and no
-more room than float32, but whoever has all uploads reads the sum, the server first.
+Under Paillier's encryption only hospitals can read the sum. With masks alone it takes hundreds of times less time and,
+up to 32 bits a lane, the room of float32, but whoever has all uploads reads the sum, the server first.
 """
 
 from __future__ import annotations

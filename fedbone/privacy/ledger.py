@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedbone.errors import UserError
-from fedbone.files import write_json
+from fedbone.files import sync_folder, write_json
 from fedbone.privacy.accounting import NoisyRounds, composed_epsilon
 
 Spent = dict[str, list[NoisyRounds]]
@@ -95,12 +95,7 @@ class Ledger:
     def _write(self, spent: Spent) -> None:
         plain = {who: [asdict(part) for part in parts] for who, parts in spent.items()}
         write_json(self._file, {"spent": plain, "sha256": _digest(plain)})
-        if os.name != "nt":  # the new name must survive a power failure too; Windows cannot open a folder
-            folder = os.open(self._file.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(self._file.parent)  # the new name must survive a power failure too
 
 
 def _added(spent: list[NoisyRounds], new: NoisyRounds) -> list[NoisyRounds]:

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 
 from fedbone.config import is_full_run, own_data
+from fedbone.errors import UserError
 
 
 class ClaimError(AssertionError):
@@ -50,6 +51,15 @@ def grade(answer: Callable, cases: Sequence[tuple[tuple, object]], hint: str) ->
             return False
     print("solved: all cases agree")
     return True
+
+
+def outcome_of(action: Callable, *arguments: object, **options: object) -> str:
+    """What ``action`` says to this: accepted, or refused and why. Only a UserError is a refusal."""
+    try:
+        action(*arguments, **options)
+    except UserError as error:
+        return f"refused: {error.problem}"
+    return "accepted"
 
 
 def _same(value: object, expected: object) -> bool:
