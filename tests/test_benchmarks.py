@@ -23,6 +23,7 @@ RATIOS = {"step_vs_timm", "channels_last_vs_contiguous", "augment_vs_torchvision
 FEDERATION = {"mre_ratio_sample", "mre_ratio_sample_2x", "pck_ratio_sample", "loop_overhead_ms_per_round"}
 FEDERATION |= {"aggregate_vs_flare", "aggregate_bandwidth_share", "hospitals_100_peak_mb"}
 PRIVACY = {"dpsgd_vs_plain_step", "dpsgd_vs_plain_step_64", "audit_cpu_s", "error_by_epsilon"}
+ENCRYPTION = {"encrypt_vs_phe", "aggregate_vs_phe", "decrypt_vs_lanes", "round_vs_phe", "wire_vs_float32"}
 SYFT = {"same_vector", "job_overhead_cpu_s", "largest_job_mb"}
 MACHINE = {"device", "gpu", "driver", "memory_gb", "limit_gb", "torch", "cuda", "date", "steps", "rows"}
 ROW = {"name", "preset", "size_px", "batch", "micro_batch", "checkpointing", "precision", "memory_format"}
@@ -76,6 +77,18 @@ def test_privacy_ends_with_one_line_of_json() -> None:
     assert figures["error_by_epsilon"] is None
     assert all(1 < figures[key] < 20 for key in ("dpsgd_vs_plain_step", "dpsgd_vs_plain_step_64"))
     assert figures["audit_cpu_s"] > 0
+
+
+@pytest.mark.slow
+def test_encryption_ends_with_one_line_of_json() -> None:
+    figures = last_line("tests/benchmarks/encryption.py", "--repeats", "1", "--parameters", "10000", "--floats", "10")
+    assert figures.keys() == ENCRYPTION | {f"{name}_3072" for name in ENCRYPTION}
+    for suffix in ("", "_3072"):  # both sides in one process: half of what is demanded of a quiet machine
+        assert figures[f"encrypt_vs_phe{suffix}"] > 375
+        assert figures[f"aggregate_vs_phe{suffix}"] > 125
+        assert figures[f"decrypt_vs_lanes{suffix}"] > 0.35
+        assert figures[f"round_vs_phe{suffix}"] > 125
+        assert 1 < figures[f"wire_vs_float32{suffix}"] < 1.5  # of so few numbers the last ciphertext is not full
 
 
 @pytest.mark.slow

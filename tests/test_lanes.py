@@ -106,7 +106,7 @@ def test_the_mean_is_within_half_a_step(data, hospitals, bits):
     updates = data.draw(numbers)
     sums = sum(lanes.quantise(update)[0] for update in updates)
     error = np.abs(lanes.mean(sums, hospitals) - updates.astype(np.float64).mean(axis=0))
-    assert error.max() <= RANGE / (2 * (2 ** (bits - 1) - 1)) * (1 + 1e-6)
+    assert error.max() <= RANGE / (2 * (2 ** (bits - 1) - 1)) * (1 + 1e-6) + 1e-16  # of float64 itself
 
 
 def test_the_bound_of_16_bits_is_reached_but_not_passed():
@@ -118,7 +118,9 @@ def test_the_bound_of_16_bits_is_reached_but_not_passed():
 
 
 @settings(max_examples=80, derandomize=True)
-@given(st.integers(0, 80), st.sampled_from(HOSPITALS), st.sampled_from([2, 12, 16]), st.randoms(use_true_random=False))
+@given(
+    st.integers(0, 80), st.sampled_from(HOSPITALS), st.sampled_from([2, 12, 16, 36]), st.randoms(use_true_random=False)
+)
 def test_packing_is_shifting_and_sums_are_exact(count, hospitals, bits, random):
     lanes = Lanes(RANGE, hospitals, bits)
     updates = [np.array([random.uniform(-0.07, 0.07) for _ in range(count)]) for _ in range(hospitals)]

@@ -11,6 +11,7 @@ from fedbone.model.hrnet import PRESETS
 from fedbone.teaching.plots import (
     LEFT,
     RIGHT,
+    as_table,
     bland_altman,
     curves,
     draw_film,
@@ -138,3 +139,8 @@ def test_a_forest_marks_each_difference_by_where_its_interval_lies():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["joined", "pooled"]
     assert axes.get_ylim() == (1.5, -0.5)
     plt.close("all")
+
+
+def test_a_table_is_markdown_with_a_row_a_line():
+    table = as_table(["name", "count"], [["hips", 3], ("knees", 4)])
+    assert table.data.splitlines() == ["| name | count |", "| --- | --- |", "| hips | 3 |", "| knees | 4 |"]
