@@ -41,7 +41,9 @@ def costs(axes: Axes, rows: Sequence[tuple[str, float, float, bool]]) -> None:
     """CPU seconds over bytes, both logarithmic: (name, times the bytes of float32, CPU-s a million weights, exact)."""
     for name, size, seconds, exact in rows:
         axes.plot(size, seconds, "o" if exact else "s", color=SUM if exact else HOSPITAL_COLOURS[1], ms=9)
-        axes.annotate(name, (size, seconds), xytext=(8, 4), textcoords="offset points", fontsize=9)
+        side = "left" if size < 30 else "right"  # the name stays inside
+        axes.annotate(name, (size, seconds), (9 if side == "left" else -9, 0), textcoords="offset points",
+                      ha=side, va="center", fontsize=9)  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="bytes sent, in float32 models", ylabel="CPU seconds a million weights")
     axes.plot([], [], "o", color=SUM, label="the sum is exact")
     axes.plot([], [], "s", color=HOSPITAL_COLOURS[1], label="the sum is approximate")
