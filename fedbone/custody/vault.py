@@ -87,7 +87,12 @@ class Vault:
         return cls(primitive.encrypt, primitive.decrypt)
 
     def seal(self, path: Path, arrays: dict[str, np.ndarray], metadata: dict, context: Context) -> Path:
-        """Write ``arrays`` and ``metadata`` (JSON values), whole or not at all; a kill leaves the old file."""
+        """Write ``arrays`` and ``metadata`` (JSON values), whole or not at all; a kill leaves the old file.
+
+        Raises ValueError for an array named __metadata__, which safetensors keeps for itself.
+        """
+        if "__metadata__" in arrays:
+            raise ValueError("an array cannot be named __metadata__")
         dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # safetensors reads raw memory
         content = save(dense, {"fedbone": json.dumps(metadata, sort_keys=True, allow_nan=False)})
         handle = tink.new_keyset_handle(TEMPLATE)

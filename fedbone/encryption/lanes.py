@@ -7,6 +7,7 @@ a lane with room for the sum of all hospitals' levels, so that no lane ever carr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from gmpy2 import mpz
@@ -32,6 +33,8 @@ class Lanes:
     def __post_init__(self) -> None:
         if not 1e-30 <= self.update_range <= 1e30:
             raise ValueError(f"update_range must be from 1e-30 to 1e30, got {self.update_range}")
+        if not (isinstance(self.hospitals, Integral) and isinstance(self.bits, Integral)):
+            raise ValueError(f"hospitals and bits must be whole numbers, got {self.hospitals} and {self.bits}")
         if self.hospitals < 1 or not 2 <= self.bits <= MOST_BITS or self.width > WIDEST:
             raise ValueError(
                 f"a lane has at most {WIDEST} bits, 2 to {MOST_BITS} of them a level's: {self.bits} bits for each of "
@@ -41,7 +44,7 @@ class Lanes:
     @property
     def width(self) -> int:
         """Bits of a lane: hospitals * (2**bits - 1) < 2**width."""
-        return self.bits + (self.hospitals - 1).bit_length()
+        return self.bits + (int(self.hospitals) - 1).bit_length()
 
     @property
     def word(self) -> np.dtype:
@@ -63,6 +66,9 @@ class Lanes:
 
         Raises UserError for NaN and infinity.
         """
+        update = np.asarray(update)  # a mask would hide numbers, and they are sent all the same
+        if update.dtype.kind not in "fiu":
+            raise UserError("the update", f"its numbers are {update.dtype}", "Give real numbers, such as float32")
         levels, cut_off, levels_per_unit = np.empty(len(update), np.int64), 0, (self.offset - 1) / self.update_range
         for start in range(0, len(update), BLOCK):
             block = update[start : start + BLOCK].astype(np.float64)

@@ -124,7 +124,12 @@ class CipherWorkers:
         if processes < 1:
             raise ValueError(f"processes must be at least 1, got {processes}")
         self._cipher, self._processes = _Cipher(key), processes
-        self._pool = self._new_pool() if processes > 1 else None
+        self._pool, self._ended = self._new_pool() if processes > 1 else None, False
+
+    @property
+    def can_decrypt(self) -> bool:
+        """Whether the private key is here."""
+        return isinstance(self._cipher.key, PrivateKey)
 
     @property
     def public(self) -> PublicKey:
@@ -137,6 +142,7 @@ class CipherWorkers:
     def __exit__(self, *_: object) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+            self._ended = True
 
     def encrypt(self, plaintexts: list[mpz], progress: Progress | None = None) -> list[mpz]:
         """A ciphertext for each plaintext, never the same twice. Raises UserError for plaintexts outside [0, n)."""
@@ -146,11 +152,13 @@ class CipherWorkers:
 
     def decrypt(self, ciphertexts: list[mpz], progress: Progress | None = None) -> list[mpz]:
         """The plaintext of each ciphertext, in [0, n). Raises UserError without the private key."""
-        if not isinstance(self._cipher.key, PrivateKey):
+        if not self.can_decrypt:
             raise UserError("decryption", "only the public key is here", "Decrypt in a hospital, with the private key")
         return self._in_chunks("decrypt", ciphertexts, progress)
 
     def _in_chunks(self, task: str, numbers: list[mpz], progress: Progress | None) -> list[mpz]:
+        if self._ended:
+            raise UserError(f"processes that {task}", "they were ended", "Work inside the `with` that began them")
         chunks, done = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)], []
         try:
             for part in self._answers(task, chunks):

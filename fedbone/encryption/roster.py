@@ -12,7 +12,7 @@ from fedbone.errors import UserError
 
 OFFER, UPLOAD, TOTAL = "offer", "upload", "total"
 MASK_KEY_BYTES = 32
-ATTEMPT_FIELDS: Fields = {"run": str, "round": int, "attempt": int, "spec": dict}
+ATTEMPT_FIELDS: Fields = {"run": str, "round": int, "attempt": int, "model": str, "spec": dict}
 ROSTER_FIELDS: Fields = {**ATTEMPT_FIELDS, "roster": str}
 
 Scheme = PaillierSum | MaskedSum
@@ -22,16 +22,20 @@ Scheme = PaillierSum | MaskedSum
 class Attempt:
     """Which sum this is; a repeat after a drop-out has the next ``attempt`` of the same ``round``.
 
-    Raises ValueError unless ``run`` is a name and the others are whole numbers from 0.
+    model: ``fedbone.vectors.sha256`` of the global vector that the update started from. Each hospital takes that of the
+    vector it got: if the server sent different ones, the offers differ, and nobody uploads. Raises ValueError unless
+    run and model are text and the others whole numbers from 0.
     """
 
     run: str
     round: int
     attempt: int
+    model: str
 
     def __post_init__(self) -> None:
-        if type(self.run) is not str or not self.run:
-            raise ValueError(f"a run has a name, got {self.run!r}")
+        for text in (self.run, self.model):
+            if type(text) is not str or not text:
+                raise ValueError(f"a run has a name and a model its digest, got {text!r}")
         for number in (self.round, self.attempt):
             if type(number) is not int or number < 0:
                 raise ValueError(f"rounds and attempts are whole numbers from 0, got {number!r}")
@@ -91,7 +95,7 @@ class Roster:
 
 def _require_same(where: str, header: dict, expected: dict) -> None:
     """Raises UserError, saying what differs: another run, round, attempt, scheme or roster."""
-    for field in ("run", "round", "attempt"):
+    for field in ("run", "round", "attempt", "model"):
         if header[field] != expected[field]:
             problem = f"it belongs to another {field}: {header[field]!r}, and this is {expected[field]!r}"
             raise UserError(where, problem, "Send what was made for this sum; nothing old is ever used again")

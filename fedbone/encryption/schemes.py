@@ -98,8 +98,8 @@ class MaskedSum:
 
 def _lane_spec(lanes: Lanes, parameters: int) -> dict:
     return {
-        "bits": lanes.bits,
-        "hospitals": lanes.hospitals,
+        "bits": int(lanes.bits),
+        "hospitals": int(lanes.hospitals),
         "update_range": float(lanes.update_range),
-        "parameters": parameters,
+        "parameters": int(parameters),
     }

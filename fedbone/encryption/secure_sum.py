@@ -14,19 +14,26 @@ needs at least one other.
 
 What this does not do, and a hospital must know:
 
-* The total is the server's own. It can add any number to it unseen, and learn a little of the sum from whether the
-  hospitals then refuse it. ``recompute`` finds the change; each hospital then receives every upload. A hospital that
-  sends nonsense spoils the sum, or poisons it, and is not found out.
+* The total is the server's own. It can add any number to it unseen, and learn something of the sum from whether a
+  hospital then refuses it; hence a hospital decrypts one total an attempt. ``recompute`` finds the change before
+  that; each hospital then receives every upload. A hospital that sends nonsense spoils the sum, or poisons it, and is
+  not found out.
 * A server that claims a drop-out although the upload came, and has the others repeat, holds two sums that differ by
   that update. With MaskedSum it reads it alone, with PaillierSum together with one hospital. Hence a hospital uploads
   once a round unless its own configuration lets it repeat (``repeats``), and to one run only. It counts in memory: who
-  restarts it must take up a new run, in which the round is trained again with other random numbers.
-* Nothing hides the sum from the hospitals, or what the sum says about one of them: see differential privacy.
+  goes on after a restart must remember the rosters, as ``fedbone.federation`` does in its state, or begin a new run
+  with another seed.
+* Different rosters in different rounds differ by a hospital too, though its update has moved on between them. And a
+  model can be built that only some hospitals' films answer to, so that the others' updates are zero. The offers bind
+  all hospitals to one model; each should test a new one on its own films.
+* Nothing hides the sum from the hospitals, or what the sum says about one of them: a joint that one hospital labels,
+  or two, has rows in the head that are nobody else's. See differential privacy.
 * X25519 and Paillier do not withstand a quantum computer: what is recorded today could be read then.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -48,7 +55,7 @@ class Contributor:
 
     directory: all hospitals' public signing keys, fixed before the run. recompute: ``open`` demands the signed uploads
     and adds them up itself. repeats: how often this hospital uploads again in one round; the module says what that
-    risks. ``clipped``: how many numbers the last upload cut off at the range; it stays here.
+    risks. ``clipped``: how many numbers the last upload cut off at the range; it stays here, as a warning does.
     """
 
     def __init__(
@@ -100,23 +107,29 @@ class Contributor:
         key, self._key = self._key, None
         body = self.scheme.seal(levels, key.masks(self.name, roster.mask_keys, roster.context), progress)
         self._roster, self.clipped = roster, clipped
+        if clipped:
+            here = f"{clipped:,} of {len(update):,} numbers of its update were beyond the range and cut off"
+            warnings.warn(f"{self.name}: {here}", stacklevel=2)  # in the hospital's own log
         self._uploads[roster.attempt.round] += 1
         return write_signed(UPLOAD, {**roster.header, "hospital": self.name}, body, self._signing_key)
 
     def open(self, total: bytes, uploads: list[bytes] | None = None, progress: Progress | None = None) -> np.ndarray:
         """(P,) float64: the mean update of the hospitals of the attempt that this hospital uploaded to.
 
-        uploads: needed, in any order, if ``recompute``. Raises UserError for a total that is another one's, that does
-        not count each hospital once, that masks are left in, or that is not the sum of the uploads.
+        One total is decrypted for each upload. uploads: needed, in any order, if ``recompute``. Raises UserError for a
+        total that is another one's, that does not count each hospital once, that masks are left in, or that is not the
+        sum of the uploads.
         """
         if self._roster is None:
-            raise UserError(self.name, "it has uploaded nothing yet", "Upload its update first")
+            problem = "it has no upload whose total is still to be opened"
+            raise UserError(self.name, problem, "Upload first; of a total that was refused, begin another attempt")
         body = self._roster.read_total(total)
         if self.recompute:
             self._require_sum_of(uploads or [], body)
+        roster, self._roster = self._roster, None  # or who sends totals would learn from each whether it opens
         sums, contributors = self.scheme.open(body, progress)
-        if contributors != len(self._roster.mask_keys):
-            problem = f"it counts {contributors} hospitals, and the roster has {len(self._roster.mask_keys)}"
+        if contributors != len(roster.mask_keys):
+            problem = f"it counts {contributors} hospitals, and the roster has {len(roster.mask_keys)}"
             raise UserError("total", problem, "Do not use it: the server added something else")
         return self.scheme.lanes.mean(sums, contributors)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedbone.errors import UserError
 from fedbone.federation.hospital import Update
-from fedbone.federation.secure import SecureRun
+from fedbone.federation.secure import Asked, SecureRun
 from fedbone.federation.strategies import Strategy, WeightedMean, equal_weights, joint_factor
 from fedbone.privacy.dp import GaussianNoise
 from fedbone.vectors import VectorLayout
@@ -73,14 +73,14 @@ class Aggregation:
             self.combiner.add(noise.prepare(update.delta) if noise else update.delta, 1 / self.of)
         self.took_part.append(hospital)
 
-    def close(self, index: int) -> dict[str, Exception]:
-        """Round ``index`` is over: form the secure sum, if there is one. Who dropped out while it was formed, and why.
+    def close(self, asked: Asked) -> dict[str, Exception]:
+        """All have answered: form the secure sum, if there is one. Who dropped out while it was formed, and why.
 
         Raises UserError as ``SecureRun.mean`` does.
         """
         if not self.server.secure:
             return {}
-        self._opened, dropped = self.server.secure.mean(index, self._kept)
+        self._opened, dropped = self.server.secure.mean(asked, self._kept)
         self.took_part = [name for name in self.took_part if name not in dropped]
         return dropped
 

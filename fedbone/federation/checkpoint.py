@@ -25,13 +25,15 @@ KIND = "federation"
 class Place:
     """All that the next round depends on.
 
-    vector (P,): the global model; server: the server optimiser's arrays; hospitals: what stays in each between rounds.
+    vector (P,): the global model; server: the server optimiser's arrays; hospitals: what stays in each between rounds;
+    rosters: the hospitals that have uploaded to a secure sum of the round that is not finished.
     """
 
     vector: np.ndarray
     hospitals: States
     server: dict[str, np.ndarray] = field(default_factory=dict)
     history: list[RoundRecord] = field(default_factory=list)
+    rosters: list[list[str]] = field(default_factory=list)
 
 
 def belongs(
@@ -56,7 +58,7 @@ def belongs(
         "strategy": repr(strategy),
         "participation": participation,
         "noise": noise and {"sigma": noise.sigma, "clip_norm": noise.clip_norm},
-        "levels": secure and repr(secure.lanes),
+        "levels": secure and f"{secure.lanes.bits} bits over {float(secure.lanes.update_range)!r}",
         "joints": len(next(iter(hospitals)).joints),
         **{f"films of {hospital.name}": hospital.films_digest() for hospital in hospitals},
         "first model": sha256(first.vector),
@@ -69,7 +71,7 @@ def write(path: Path, place: Place, run: dict) -> None:
     arrays |= {f"server.{key}": array for key, array in place.server.items()}
     for index, name in enumerate(sorted(place.hospitals)):  # a number: names may hold anything
         arrays |= {f"hospital.{index}.{key}": array for key, array in place.hospitals[name].items()}
-    save_state(path, KIND, run, arrays, {"history": to_json(place.history)})
+    save_state(path, KIND, run, arrays, {"history": to_json(place.history), "rosters": place.rosters})
 
 
 def read(path: Path, run: dict, names: Iterable[str]) -> Place | None:
@@ -79,7 +81,8 @@ def read(path: Path, run: dict, names: Iterable[str]) -> Place | None:
         return None
     arrays, header = found
     hospitals = {name: _part(arrays, f"hospital.{index}.") for index, name in enumerate(sorted(names))}
-    return Place(arrays["vector"], hospitals, _part(arrays, "server."), from_json(header["history"]))
+    history, rosters = from_json(header["history"]), header.get("rosters", [])  # older files have none
+    return Place(arrays["vector"], hospitals, _part(arrays, "server."), history, rosters)
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from fedbone.federation.checkpoint import Place, belongs, read, write
 from fedbone.federation.history import ABSENT, FAILED, NOT_ASKED, REFUSED, TOOK_PART, HospitalRow, RoundRecord
 from fedbone.federation.hospital import Hospital, RoundTask
 from fedbone.federation.processes import Answer, Ask, States, at_work, left_out
-from fedbone.federation.secure import SecureSums
+from fedbone.federation.secure import Asked, SecureSums
 from fedbone.federation.strategies import Strategy
 from fedbone.model.hrnet import build_for
 from fedbone.privacy.dp import GaussianNoise
@@ -118,13 +118,14 @@ def run_rounds(
     run = belongs(profile, seed, server, rules.participation, roster.values(), federation.at) if state else {}
     if state and (found := read(state, run, roster)):
         federation.at = found
+    if state:
+        federation.keep = lambda: write(state, federation.at, run)
     federation.restore()
     at = federation.at
     with at_work(list(roster.values()), processes, rules.deadline_s) as ask:
         while len(at.history) < profile.rounds:
             record = federation.round(ask, available)
-            if state:
-                write(state, at, run)
+            federation.keep()
             if on_round:
                 on_round(record, at.vector)
     return Outcome(at.vector, at.history, at.hospitals)
@@ -141,7 +142,7 @@ def _roster(hospitals: list[Hospital], rules: RoundRules) -> dict[str, Hospital]
 
 
 class _Federation:
-    """The hospitals, the server, and where the run stands (``at``)."""
+    """The hospitals, the server, where the run stands (``at``), and what puts that on the disk (``keep``)."""
 
     def __init__(
         self,
@@ -158,7 +159,9 @@ class _Federation:
         labelled = {name: hospital.labelled for name, hospital in roster.items()}
         joints, local_norm = len(next(iter(labelled.values()))), strategy.local_norm
         layout = layout_of(build_for(profile, joints), local_norm=local_norm)
-        self.server = Server(layout, labelled, strategy, noise, secure and secure.begin(roster, layout.size))
+        many = len(asked_in(0, list(roster), rules, seed))
+        run = secure and secure.begin(roster, layout.size, many)
+        self.server, self.keep = Server(layout, labelled, strategy, noise, run), lambda: None
         first = initial_vector(profile, joints, seed, local_norm=local_norm) if start is None else start
         self.at = Place(first, {name: {} for name in roster})
 
@@ -183,7 +186,8 @@ class _Federation:
             if answer.status == TOOK_PART:
                 states[answer.name] = answer.state
         self._require_enough(index, rows)
-        for name, error in sums.close(index).items():
+        at_least = self.rules.min_hospitals or len(asked)
+        for name, error in sums.close(Asked(index, sha256(at.vector), at_least, at.rosters, self.keep)).items():
             rows[name] = self._row(Answer(name, FAILED, error=error), index)
             del states[name]
         self._require_enough(index, rows)
@@ -193,6 +197,7 @@ class _Federation:
         except ValueError as error:  # a trimmed mean needs more updates than came
             raise UserError(f"round {index}", str(error), "Run it again when more hospitals are back") from error
         at.hospitals |= states
+        at.rosters.clear()
         self.restore()
         at.history.append(RoundRecord(index, sha256(at.vector), l2_norm(mean), rows))
         return at.history[-1]

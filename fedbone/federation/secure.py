@@ -1,6 +1,7 @@
 """Secure sums of a federation in one process: every party has keys of its own, and only bytes pass between them.
 
-The protocol is ``fedbone.encryption.secure_sum``; a deployment runs its two sides on different machines.
+The protocol is ``fedbone.encryption.secure_sum``; a deployment runs its two sides on different machines, and there the
+hospitals make the server's step, each for itself: whoever holds every round's model holds every round's sum.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import numpy as np
 from fedbone.encryption.lanes import Lanes
 from fedbone.encryption.masking import MIN_HOSPITALS
 from fedbone.encryption.paillier import CipherWorkers, Progress
-from fedbone.encryption.secure_sum import Attempt, Collector, Contributor, MaskedSum, PaillierSum
+from fedbone.encryption.secure_sum import (
+    MAX_RECOMPUTED,
+    Attempt,
+    Collector,
+    Contributor,
+    MaskedSum,
+    PaillierSum,
+)
 from fedbone.encryption.signing import SigningKey
 from fedbone.errors import UserError
 from fedbone.federation.strategies import UNITS
@@ -37,18 +45,48 @@ class SecureSums:
     workers: with the private key that the hospitals share (Paillier over masks), None: masks alone. recompute: each sum
     is checked against the signed uploads. repeats: how often hospitals begin a round's sum again after a drop-out; a
     server that only claims one learns that hospital's update, see ``fedbone.encryption.secure_sum``.
-    ``on_step(done, total, what)`` hears how far a sum is.
+    ``on_step(done, total, what)`` hears how far a sum is. Raises ValueError for workers that cannot decrypt, and for
+    repeats below 0.
     """
 
     lanes: Lanes
     workers: CipherWorkers | None = None
     recompute: bool = False
-    repeats: int = 1
+    repeats: int = 0
     on_step: Callable[[int, int, str], None] | None = None
 
-    def begin(self, names: Iterable[str], parameters: int) -> SecureRun:
-        """One run of the hospitals ``names``, with updates (parameters,) and new signing keys."""
+    def __post_init__(self) -> None:
+        if self.workers and not self.workers.can_decrypt:
+            raise ValueError("workers have the public key only: the hospitals need the private one to open the sum")
+        if self.repeats < 0:
+            raise ValueError(f"repeats is {self.repeats}; give 0 or more")
+
+    def begin(self, names: Iterable[str], parameters: int, asked: int) -> SecureRun:
+        """One run of the hospitals ``names``, ``asked`` of them a round, with updates (parameters,) and new keys.
+
+        Raises UserError when so many hospitals cannot hide each other, or do not fit.
+        """
+        most = min(self.lanes.hospitals, MAX_RECOMPUTED) if self.recompute else self.lanes.hospitals
+        if not MIN_HOSPITALS <= asked <= most:
+            problem = f"{asked} hospitals are asked each round, and these sums are of {MIN_HOSPITALS} to {most}"
+            remedy = f"Of two, each could subtract its own; lanes have room for so many, recompute for {MAX_RECOMPUTED}"
+            raise UserError("secure sums", problem, remedy)
         return SecureRun(self, names, parameters)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What hospitals are asked to add up: their updates to ``model`` (sha256 of the global vector) in ``round``.
+
+    at_least: with fewer the round does not count, and nothing is repeated. rosters: to which hospitals have uploaded in
+    this round, also before an interruption; ``keep()`` puts it on the disk when it has grown, before the first upload.
+    """
+
+    round: int
+    model: str
+    at_least: int
+    rosters: list[list[str]]
+    keep: Callable[[], None]
 
 
 class SecureRun:
@@ -66,28 +104,40 @@ class SecureRun:
         rules = {"recompute": plan.recompute, "repeats": plan.repeats}
         self.hospitals = {name: Contributor(name, key, self._directory, scheme, **rules) for name, key in keys.items()}
 
-    def mean(self, index: int, updates: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Exception]]:
-        """((P,) float64 mean of round ``index`` over the hospitals that stayed, why the others did not).
+    def mean(self, asked: Asked, updates: dict[str, np.ndarray]) -> tuple[np.ndarray | None, dict[str, Exception]]:
+        """((P,) float64 mean over the hospitals that stayed, why the others did not); None when too few stayed.
 
         updates: (P,) float32 by hospital. After a drop-out the others' masks no longer cancel, so that they begin again
-        with the new roster. Raises UserError when fewer than MIN_HOSPITALS are left or may not repeat it.
+        with the new roster, if they may. Raises UserError when fewer than MIN_HOSPITALS are left or may not repeat it.
         """
-        left, dropped = dict(updates), {}
-        for attempt in range(self._plan.repeats + 1):
-            self._require_enough(index, left, dropped)
-            mean, failed = self._attempt(Attempt(self._run, index, attempt), left)
-            if not failed:
-                return mean, dropped
+        left, dropped, attempt = dict(updates), {}, 0
+        while True:
+            self._require_roster(asked, sorted(left), dropped)
+            mean, failed = self._attempt(Attempt(self._run, asked.round, attempt, asked.model), left)
             dropped |= failed
             left = {name: update for name, update in left.items() if name not in failed}
-        problem = f"round {index}: {', '.join(dropped)} dropped out, and the hospitals repeat a sum {attempt} times"
-        raise UserError("secure sum", problem, "Run the round again, or let the hospitals decide on `repeats`")
+            if not failed or len(left) < asked.at_least:
+                return mean, dropped
+            attempt += 1
 
-    def _require_enough(self, index: int, left: dict, dropped: dict[str, Exception]) -> None:
-        if len(left) < MIN_HOSPITALS:
-            why = "".join(f"; {name} dropped out ({error})" for name, error in dropped.items())
-            problem = f"round {index} has {len(left)} hospitals, and {MIN_HOSPITALS} hide each other{why}"
-            raise UserError("secure sum", problem, "Of two, each could subtract its own update: wait for the others")
+    def _require_roster(self, asked: Asked, roster: list[str], dropped: dict[str, Exception]) -> None:
+        """Before anybody uploads: ``roster`` is large enough and, if it is one more, allowed and noted.
+
+        The same roster again is no other sum: after an interruption the hospitals come to the same updates.
+        """
+        left = f"{', '.join(dropped)} dropped out, and " if dropped else ""
+        if len(roster) < MIN_HOSPITALS:
+            problem = f"round {asked.round}: {left}{len(roster)} hospitals cannot hide each other"
+            remedy = f"Of two, each could subtract its own update: wait until {MIN_HOSPITALS} are there"
+            raise UserError("secure sum", problem, remedy)
+        if roster in asked.rosters:
+            return
+        if len(asked.rosters) > self._plan.repeats:
+            problem = f"round {asked.round}: {left}a sum was begun with {', '.join(asked.rosters[-1])}"
+            remedy = f"Wait for them, or let the hospitals repeat sums (repeats={self._plan.repeats}): who holds both "
+            raise UserError("secure sum", problem, remedy + "reads the missing hospital's update")
+        asked.rosters.append(roster)
+        asked.keep()
 
     def _attempt(
         self, attempt: Attempt, updates: dict[str, np.ndarray]

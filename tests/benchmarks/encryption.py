@@ -84,7 +84,7 @@ def one_round(key: PrivateKey, parameters: int) -> tuple[float, int]:
     directory = {name: signing.public for name, signing in keys.items()}
     with CipherWorkers(key) as workers, CipherWorkers(key.public) as public:
         workers.encrypt([1])
-        scheme, attempt = PaillierSum(LANES, parameters, workers), Attempt("benchmark", 0, 0)
+        scheme, attempt = PaillierSum(LANES, parameters, workers), Attempt("benchmark", 0, 0, "the first model")
         hospitals = [Contributor(name, signing, directory, scheme) for name, signing in keys.items()]
         offers = [hospital.offer(attempt) for hospital in hospitals]
         collector = Collector(directory, PaillierSum(LANES, parameters, public), attempt, offers)
