@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from multiprocessing.connection import wait
+
+
+def begin_worker() -> None:
+    """Begin this worker process: it leaves Ctrl+C to its parent, and ends when that does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not print tracebacks too
+    end_with_parent()
 
 
 def end_with_parent() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedbone.encryption.messages import MAX_HEADER_BYTES, canonical, read, read_signed, write, write_signed
 from fedbone.encryption.signing import SigningKey
 from fedbone.errors import UserError
+from tests.edits import edit_of
 
 KEY, OTHER = SigningKey.create(), SigningKey.create()
 DIRECTORY = {"Süd": KEY.public, "north": OTHER.public}
@@ -156,9 +157,7 @@ def test_every_cut_and_every_longer_message_is_refused():
 @given(st.data())
 def test_no_edit_is_accepted(data):
     message = signed()
-    start = data.draw(st.integers(0, len(message)))
-    end = data.draw(st.integers(start, min(len(message), start + 8)))
-    edited = message[:start] + data.draw(st.binary(max_size=8)) + message[end:]
+    edited = edit_of(data, message, 8)
     if edited != message:
         with pytest.raises(UserError):
             opened(edited)

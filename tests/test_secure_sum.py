@@ -25,6 +25,7 @@ from fedbone.encryption.roster import ATTEMPT_FIELDS, OFFER, ROSTER_FIELDS, TOTA
 from fedbone.encryption.secure_sum import Attempt, Collector, Contributor, MaskedSum, PaillierSum
 from fedbone.encryption.signing import SigningKey
 from fedbone.errors import UserError
+from tests.edits import edit_of
 
 LANES = Lanes(update_range=0.5, hospitals=6)
 KEY, OTHER_KEY = insecure_test_key(), insecure_test_key()
@@ -737,9 +738,7 @@ def test_no_edit_of_a_message_gets_through(four, kind):
     @settings(max_examples=150, deadline=None, derandomize=True)
     @given(st.data())
     def edits(data):
-        start = data.draw(st.integers(0, len(message)))
-        end = data.draw(st.integers(start, min(len(message), start + 4)))
-        edit = message[:start] + data.draw(st.binary(max_size=4)) + message[end:]
+        edit = edit_of(data, message, 4)
         if edit != message:
             with pytest.raises(UserError):
                 take(edit)

@@ -97,6 +97,15 @@ class Lanes:
             raise UserError("lanes", problem, "Use a longer key, or fewer bits or hospitals")
         return lanes
 
+    def plaintexts(self, parameters: int, key_bits: int) -> int:
+        """How many plaintexts ``parameters`` levels take; none at all take one, for its counter."""
+        return max(1, -(-parameters // (self.per_plaintext(key_bits) - 1)))
+
+    def can_be(self, sums: np.ndarray, contributors: int) -> bool:
+        """Whether ``sums`` (P,), whole numbers, can be of the levels of so many hospitals."""
+        highest = contributors * ((1 << self.bits) - 1)
+        return not len(sums) or (int(sums.min()) >= contributors and int(sums.max()) <= highest)
+
     def pack(self, levels: np.ndarray, key_bits: int) -> list[mpz]:
         """Plaintexts below 2**(lanes * width), from the levels (P,); the lowest lane of each is the counter, 1.
 
@@ -120,9 +129,9 @@ class Lanes:
         Raises UserError for what cannot be a sum of at most ``hospitals`` updates of so many parameters: another
         number of plaintexts, or a plaintext, counter, sum or padding beyond what they can reach.
         """
-        columns = self.per_plaintext(key_bits) - 1
-        if len(plaintexts) != max(1, -(-parameters // columns)):
+        if len(plaintexts) != self.plaintexts(parameters, key_bits):
             raise _unreadable(f"{len(plaintexts)} plaintexts are not those of {parameters} parameters")
+        columns = self.per_plaintext(key_bits) - 1
         rows_a_block, sums, counters = max(1, BLOCK // columns), np.empty(len(plaintexts) * columns, np.int64), set()
         for start in range(0, len(plaintexts), rows_a_block):
             rows = self._cut(plaintexts[start : start + rows_a_block], columns + 1)
@@ -132,8 +141,7 @@ class Lanes:
         if counters or not 1 <= contributors <= self.hospitals:
             raise _unreadable(f"the counters do not say, all alike, that 1 to {self.hospitals} hospitals were added")
         sums, padding = sums[:parameters], sums[parameters:]
-        highest = contributors * ((1 << self.bits) - 1)
-        if padding.any() or (parameters and not (sums.min() >= contributors and sums.max() <= highest)):
+        if padding.any() or not self.can_be(sums, contributors):
             raise _unreadable(f"there are numbers that the updates of {contributors} hospitals cannot add up to")
         return sums, contributors
 

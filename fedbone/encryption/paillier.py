@@ -8,7 +8,6 @@ each of them (Paillier, EUROCRYPT 1999, section 7). Running times depend on the 
 from __future__ import annotations
 
 import secrets
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,7 @@ from gmpy2 import mpz
 
 from fedbone.encryption.paillier_keys import PrivateKey, PublicKey
 from fedbone.errors import UserError
-from fedbone.workers import end_with_parent
+from fedbone.workers import begin_worker
 
 CHUNK = 32  # ciphertexts between two reports of progress
 Progress = Callable[[int, int], None]  # progress(done, total)
@@ -183,8 +182,7 @@ class CipherWorkers:
 
 def _begin(key: PublicKey | PrivateKey) -> None:
     """The first thing that a worker does; its table is made when it is needed."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not print tracebacks too
+    begin_worker()
     global _own
     _own = _Cipher(key)
 

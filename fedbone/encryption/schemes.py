@@ -30,8 +30,7 @@ class PaillierSum:
     def __init__(self, lanes: Lanes, parameters: int, workers: CipherWorkers) -> None:
         self.lanes, self.parameters, self._workers = lanes, parameters, workers
         self._public = workers.public
-        columns = lanes.per_plaintext(self._public.bits) - 1  # without the counter
-        self.body_bytes = max(1, -(-parameters // columns)) * 2 * self._public.bits // 8
+        self.body_bytes = lanes.plaintexts(parameters, self._public.bits) * 2 * self._public.bits // 8
         self.spec = {
             "scheme": "masked Paillier",
             "key": self._public.id,
@@ -86,10 +85,9 @@ class MaskedSum:
         """(sums of levels (P,) int64, contributors). Raises UserError if masks are left."""
         words = np.frombuffer(total, self.lanes.word)
         contributors, sums = int(words[0]), words[1:]
-        highest = contributors * ((1 << self.lanes.bits) - 1)
         if not 1 <= contributors <= self.lanes.hospitals:
             problem = f"its counter does not say that 1 to {self.lanes.hospitals} hospitals were added"
-        elif len(sums) and not (int(sums.min()) >= contributors and int(sums.max()) <= highest):
+        elif not self.lanes.can_be(sums, contributors):
             problem = f"there are numbers that the updates of {contributors} hospitals cannot add up to"
         else:
             return sums.astype(np.int64), contributors

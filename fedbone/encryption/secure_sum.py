@@ -38,6 +38,7 @@ from collections import Counter
 
 import numpy as np
 
+from fedbone.encryption.lanes import Lanes
 from fedbone.encryption.masking import MaskKey
 from fedbone.encryption.messages import write, write_signed
 from fedbone.encryption.paillier import Progress
@@ -48,6 +49,11 @@ from fedbone.errors import UserError
 
 __all__ = ["Attempt", "Collector", "Contributor", "MaskedSum", "PaillierSum"]
 MAX_RECOMPUTED = 10  # hospitals whose uploads are sent to all
+
+
+def most_hospitals(lanes: Lanes, recompute: bool) -> int:
+    """How many hospitals one sum can have."""
+    return min(lanes.hospitals, MAX_RECOMPUTED) if recompute else lanes.hospitals
 
 
 class Contributor:
@@ -98,7 +104,7 @@ class Contributor:
         if self._key is None:
             problem = "it has no unused mask key: it has uploaded for this attempt, or made no offer"
             raise UserError(self.name, problem, "Begin another attempt, with a new offer")
-        most = min(self.scheme.lanes.hospitals, MAX_RECOMPUTED) if self.recompute else self.scheme.lanes.hospitals
+        most = most_hospitals(self.scheme.lanes, self.recompute)
         roster = Roster(self._last, self.scheme, self._directory, offers, most)
         if roster.mask_keys.get(self.name) != self._key.public:
             problem = "its own offer is not among the offers"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from fedbone.model.hrnet import build_for
 from fedbone.model.schedule import films_shown
 from fedbone.model.training import predict
 from fedbone.vectors import load_vector, to_vector
-from fedbone.workers import end_with_parent
+from fedbone.workers import begin_worker
 
 Progress = Callable[[int, int, str], None]
 POOLED = "pooled"  # the arm that has all films in one place
@@ -197,8 +196,7 @@ _ticks = None  # the worker's end of the progress queue
 def _start_worker(ticks) -> None:
     global _ticks
     _ticks = ticks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not print tracebacks too
-    end_with_parent()
+    begin_worker()
 
 
 def _run_in_worker(name: str, arm: Arm, hospitals: list[HospitalData], seed: int, folders: Folders) -> ArmResult:

@@ -10,7 +10,6 @@ import contextlib
 import math
 import multiprocessing
 import pickle
-import signal
 import time
 import traceback
 from collections import deque
@@ -24,7 +23,7 @@ import torch
 from fedbone.errors import UserError
 from fedbone.federation.history import FAILED, LATE, TOOK_PART
 from fedbone.federation.hospital import Hospital, RoundTask, Update
-from fedbone.workers import end_with_parent
+from fedbone.workers import begin_worker
 
 States = dict[str, dict[str, np.ndarray]]  # by hospital: what stays there between rounds
 
@@ -208,8 +207,7 @@ def left_out(name: str, problem: str) -> UserError:
 
 def _serve(connection: Connection, packed: bytes) -> None:
     """The life of a worker: say that it is ready, then answer until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers; they need not print tracebacks too
-    end_with_parent()
+    begin_worker()
     torch.set_num_threads(1)
     hospitals = {hospital.name: hospital for hospital in pickle.loads(packed)}
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds

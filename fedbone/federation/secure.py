@@ -22,6 +22,7 @@ from fedbone.encryption.secure_sum import (
     Contributor,
     MaskedSum,
     PaillierSum,
+    most_hospitals,
 )
 from fedbone.encryption.signing import SigningKey
 from fedbone.errors import UserError
@@ -66,7 +67,7 @@ class SecureSums:
 
         Raises UserError when so many hospitals cannot hide each other, or do not fit.
         """
-        most = min(self.lanes.hospitals, MAX_RECOMPUTED) if self.recompute else self.lanes.hospitals
+        most = most_hospitals(self.lanes, self.recompute)
         if not MIN_HOSPITALS <= asked <= most:
             problem = f"{asked} hospitals are asked each round, and these sums are of {MIN_HOSPITALS} to {most}"
             remedy = f"Of two, each could subtract its own; lanes have room for so many, recompute for {MAX_RECOMPUTED}"
