@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from fedbone import environment
+from fedbone.custody.audit_command import audit, audit_options
+from fedbone.engines.flare.command import deploy, deploy_options
 from fedbone.errors import UserError
 from fedbone.options import evaluate_options, margins, natural, positive, predict_options
 
@@ -178,6 +180,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=positive, default=512, metavar="PX", help="side of the square PNG (default 512)")
     _add_deidentify(add("deidentify", run_deidentify, "copy a hospital's folder of films and labels without names"))
     predict_options(add("predict", run_predict, "find the joints of one DICOM film and draw them on it"))
+    audit_options(add("audit", audit, "whether an audit log is as it was written, and what it says"))
+    deploy_options(add("deploy", deploy, "server and hospitals as processes of their own, over gRPC with mutual TLS"))
     return top
 
 

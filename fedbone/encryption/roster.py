@@ -62,7 +62,7 @@ class Roster:
         self.attempt, self._scheme, self._directory = attempt, scheme, directory
         by_name: dict[str, tuple[bytes, bytes]] = {}
         for offer in offers:
-            name, header, mask_key = read_signed(OFFER, offer, ATTEMPT_FIELDS, MASK_KEY_BYTES, directory)
+            name, header, mask_key = read_offer(offer, directory)
             _require_same(f"offer of {name}", header, attempt.header(scheme))
             if name in by_name:
                 raise UserError(name, "there are two offers of it", "Begin another attempt, with one offer each")
@@ -91,6 +91,11 @@ class Roster:
         header, body = read(TOTAL, total, ROSTER_FIELDS, self._scheme.body_bytes)
         _require_same("total", header, self.header)
         return body
+
+
+def read_offer(offer: bytes, directory: dict[str, bytes]) -> tuple[str, dict, bytes]:
+    """(the hospital that signed it, its ATTEMPT_FIELDS, its mask key). Raises UserError as ``read_signed`` does."""
+    return read_signed(OFFER, offer, ATTEMPT_FIELDS, MASK_KEY_BYTES, directory)
 
 
 def _require_same(where: str, header: dict, expected: dict) -> None:

@@ -80,9 +80,13 @@ class Aggregation:
         """
         if not self.server.secure:
             return {}
-        self._opened, dropped = self.server.secure.mean(asked, self._kept)
-        self.took_part = [name for name in self.took_part if name not in dropped]
+        mean, dropped = self.server.secure.mean(asked, self._kept)
+        self.opened(mean, [name for name in self.took_part if name not in dropped])
         return dropped
+
+    def opened(self, mean: np.ndarray | None, took_part: list[str]) -> None:
+        """``mean`` (P,) of the updates of ``took_part``, from a sum that was opened elsewhere; None: too few stayed."""
+        self._opened, self.took_part = mean, took_part
 
     def step(self, vector: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """(the next global vector, the mean update), both (P,); ``state`` of the server's optimiser changes in place.

@@ -46,11 +46,12 @@ def load_hospitals(
     progress: Progress = None,
     *,
     split: bool = True,
+    only: str | None = None,
 ) -> tuple[list[HospitalData], list[UserError]]:
     """The hospitals of ``folder`` in order of name, and one error for each film or record that had to be left out.
 
     Without a test folder, a fifth of the patients are drawn for testing; the draw depends on ``seed`` and file names
-    only. Without ``split`` no film is for testing.
+    only. Without ``split`` no film is for testing. only: the one sub-folder that is looked at.
 
     Raises UserError where a hospital as a whole cannot be used (its labels are unreadable, its joints differ
     from the others', patients are unknown or on both sides of the split, a set is empty); all hospitals are looked at
@@ -59,7 +60,7 @@ def load_hospitals(
     folder = Path(folder)
     problems: list[UserError] = []
     fatal: list[UserError] = []
-    sets = _read_labels(folder, problems, fatal)
+    sets = _read_labels(folder, problems, fatal, only)
     count = _Count(sum(len(labels.records) for labels in sets.values()), progress)
     hospitals = []
     for place in (path for path in sets if path.parent == folder):
@@ -90,10 +91,12 @@ class _Count:
             self.progress(self.done, self.total, text)
 
 
-def _read_labels(folder: Path, problems: list[UserError], fatal: list[UserError]) -> dict[Path, Annotations]:
+def _read_labels(
+    folder: Path, problems: list[UserError], fatal: list[UserError], only: str | None
+) -> dict[Path, Annotations]:
     """The labels of each hospital folder and of each test folder, all with the joints of the first."""
     sets: dict[Path, Annotations] = {}
-    for place in _places(folder, problems):
+    for place in _places(folder, problems, only):
         try:
             labels = read_annotations(place / LABELS)
             problems.extend([*labels.problems, *_without_label(place, labels)])
@@ -117,7 +120,7 @@ def _without_label(place: Path, labels: Annotations) -> list[UserError]:
     return [UserError(place, problem, "Label them, or leave them out: they are not used")]
 
 
-def _places(folder: Path, problems: list[UserError]) -> list[Path]:
+def _places(folder: Path, problems: list[UserError], only: str | None) -> list[Path]:
     """Hospital folders in order of name, each followed by its test folder."""
     if not folder.is_dir():
         raise UserError(folder, "no such folder", f"Name a folder with one sub-folder per hospital, each with {LABELS}")
@@ -126,7 +129,7 @@ def _places(folder: Path, problems: list[UserError]) -> list[Path]:
         raise UserError(folder, f"it holds {LABELS} itself, expected sub-folders that do", remedy)
     places = []
     for hospital in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if hospital.name.startswith(".") or hospital.name == "weights":
+        if hospital.name.startswith(".") or hospital.name == "weights" or hospital.name != (only or hospital.name):
             continue
         for place in (hospital, hospital / "test"):
             if (place / LABELS).is_file():
