@@ -28,6 +28,7 @@ from fedbone.engines.flare.kit import ADMIN, load_parties
 from fedbone.engines.flare.plan import Plan
 from fedbone.engines.flare.processes import party_processes
 from fedbone.engines.flare.run_folder import read_status
+from fedbone.engines.flare.status import look
 from fedbone.federation.hospital import Hospital
 from fedbone.federation.rounds import RoundRules, run_rounds
 from fedbone.federation.secure import SecureSums
@@ -108,7 +109,7 @@ class Deployment:
 
     def look(self) -> dict:
         """What ``deploy status`` tells."""
-        return json.loads(self.command("status", self.kits, "--json", check=False).stdout)
+        return look(self.kits)
 
     def wait(self, what: Callable[[], object], within_s: float = 90.0) -> float:
         """Seconds until ``what()`` is true."""

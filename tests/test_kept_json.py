@@ -153,7 +153,6 @@ def test_threads_lose_no_change(kept):
 CHILD = """
 import sys
 from pathlib import Path
-from fedbone.custody import kept_json as module
 from fedbone.custody.kept_json import KeptJson
 kept = KeptJson(Path(sys.argv[1]), "list of numbers", lambda content: None, "")
 print("ready", flush=True)

@@ -304,6 +304,8 @@ BROKEN = {
     "port 65536": json.dumps({**GOOD, "data": "/d", "port": 65536}).encode(),
     "not among the hospitals": json.dumps({**GOOD, "data": "/d", "name": "south"}).encode(),
     "no hospitals": json.dumps({**GOOD, "data": "/d", "hospitals": []}).encode(),
+    "a server without hospitals": json.dumps({**GOOD, "role": "server", "name": "server", "hospitals": []}).encode(),
+    "name with a space": json.dumps({**GOOD, "data": "/d", "name": "north x", "hospitals": ["north x"]}).encode(),
     "hospital is a number": json.dumps({**GOOD, "data": "/d", "hospitals": ["north", 3]}).encode(),
     "name with a slash": json.dumps({**GOOD, "data": "/d", "name": "../x", "hospitals": ["../x"]}).encode(),
     "another role": json.dumps({**GOOD, "role": "guest"}).encode(),

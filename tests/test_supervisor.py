@@ -306,6 +306,14 @@ def test_supervisor_stops_and_leaves_nothing(kit, number):
         assert party_processes(kit) == set()
 
 
+def test_a_supervisor_in_a_terminal_is_ended_too(kit):
+    """It carries no mark: only the lock tells of it."""
+    with supervised(kit, SLEEP) as (process, _):
+        assert process.pid in party_processes(kit)
+        end_processes(lambda: party_processes(kit))
+        assert process.wait(15) == 0
+
+
 def test_supervisor_starts_again_what_was_killed(kit):
     with supervised(kit, SLEEP) as (_, (first,)):
         os.kill(first, signal.SIGKILL)

@@ -113,7 +113,6 @@ def main() -> None:
         for number in range(args.kills):
             kind = str(rng.choice(list(KINDS)))
             found[kind].append(one_kill(deployment, number, kind, rng))
-            deployment.command("up", deployment.kits)  # and all parties are registered
     about = {
         "seed": args.seed,
         "command": f"python tests/benchmarks/soak.py --kills {args.kills} --seed {args.seed}",

@@ -86,6 +86,7 @@ class Ask:
         revoked = {name: "not asked: its key is revoked" for name, active in there.items() if not active}
         for name, why in (late | revoked).items():
             self._controller.log_warning(self._fl_ctx, f"round {index}: {name} {why}")
+            self._note("refusal", name, index, "", why, outcome="left out")
         return {name: late.get(name) or revoked.get(name) or state.outcome[name] for name in names}
 
     def _wait(self, state: _Round, deadline: float) -> None:
@@ -138,7 +139,11 @@ class Ask:
         if not isinstance(message, bytes):
             raise UserError(name, "its answer carries no message", "Give both sides the same version of fedbone")
         digest = hashlib.sha256(message).hexdigest()
-        self._identity.update(token, name, self._plan.run, index, digest)
+        try:
+            self._identity.update(token, name, self._plan.run, index, digest)
+        except OSError as error:  # uncaught, it would leave the round waiting for an answer that has come
+            problem = f"its token cannot be noted here ({error.strerror}: {error.filename})"
+            raise UserError(name, problem, "Look at the server's disk") from error
         return message
 
     def _note(self, event: str, site: str, index: int, model: str, detail: str, outcome: str = "ok") -> None:

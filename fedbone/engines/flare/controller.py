@@ -40,9 +40,17 @@ class Rounds(Controller):
                 folder.tell("stopped")
                 raise
             except Exception as error:
-                folder.tell("failed", problem=str(error)[:500])
-                audit.append("stop", run=self._plan.run, outcome="failed", detail=str(error)[:250])
+                self._note_failure(folder, error, fl_ctx)
                 raise
+
+    def _note_failure(self, folder: RunFolder, error: Exception, fl_ctx: FLContext) -> None:
+        """In the log first: that the disk is full may be what ended the job."""
+        self.log_error(fl_ctx, f"run {self._plan.run} cannot go on in this job: {error}")
+        try:
+            folder.audit.append("stop", run=self._plan.run, outcome="failed", detail=str(error)[:250])
+            folder.tell("failed", problem=str(error)[:500])
+        except OSError as full:
+            self.log_error(fl_ctx, f"run {self._plan.run}: that could not be noted: {full}")
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Nothing is left open: a round counts when it is on the disk."""
