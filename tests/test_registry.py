@@ -288,6 +288,16 @@ def change(field: str, value: object):
     return damage
 
 
+def with_key(public: dict):
+    """Another key under its own id, so that only its kind is wrong."""
+
+    def damage(text: str) -> str:
+        (entry,) = json.loads(text)["keys"].values()
+        return json.dumps({"keys": {thumbprint(public): {**entry, "public": public}}})
+
+    return damage
+
+
 DAMAGES = {
     "cut off": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
@@ -297,7 +307,8 @@ DAMAGES = {
     "a key twice": lambda text: json.dumps({"keys": 0}).replace("0", '{"a": {}, "a": {}}'),
     "a field twice": lambda text: text.replace('"state": "active"', '"state": "revoked", "state": "active"'),
     "another key": change("public", DPOP),
-    "another kind of key": change("public", P384),
+    "another kind of key": with_key(P384),
+    "a private key": with_key({**A3, "d": A3_SECRET}),
     "another state": change("state", "Active"),
     "no site": change("site", "Hospital A"),
     "another type": change("reason", None),

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fedbone.custody.audit_log import read_log, verify_log
+from fedbone.custody.audit_log import heads_noted, read_log, verify_log
 from fedbone.custody.vault import Context
 from fedbone.engines.flare.kit import load_parties
 from fedbone.engines.flare.run_folder import FINISHED, RunFolder, last_release, read_plan, read_status
@@ -188,6 +188,23 @@ def test_a_log_that_was_altered_stops_the_run(folder, undisturbed):
     path.write_bytes(b"".join([*lines[:3], lines[3].replace(b'"round":', b'"round": '), *lines[4:]]))
     with pytest.raises(UserError, match="audit"):
         Talk(folder, plan).run()
+
+
+def test_a_log_that_was_cut_is_found_with_a_hospitals_log(folder, undisturbed):
+    """Whoever can write to the server's disk can cut the log after an earlier signed head: that is a whole log."""
+    plan, _ = undisturbed
+    talk = Talk(folder, plan)
+    talk.run()
+    path, public = talk.server.own / "audit.jsonl", talk.server.audit_public()
+    noted = heads_noted(talk.kits["hospital_b"].own / "audit.jsonl")
+    assert len(noted) == 3
+    verify_log(path, public, witnessed=noted)
+    lines = path.read_bytes().splitlines(keepends=True)
+    heads = [number for number, line in enumerate(lines) if b'"event":"head"' in line]
+    path.write_bytes(b"".join(lines[: heads[1] + 1]))
+    verify_log(path, public)
+    with pytest.raises(UserError):
+        verify_log(path, public, witnessed=noted)
 
 
 def test_a_name_is_for_one_plan(folder, undisturbed):

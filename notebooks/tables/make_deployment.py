@@ -101,36 +101,36 @@ Written by `notebooks/tables/make_deployment.py` from `notebooks/tables/deployme
 
 ## Measured
 
-On one machine with {cores} cores ({processor}, {date}), server and all hospitals on it, over loopback. With a machine
-for each hospital the times are shorter: here all of them train on the same cores.
+On one machine with {cores} cores ({processor}, {date}), server and all hospitals on it, over loopback. With a
+machine for each hospital the times are shorter: here all of them train on the same cores.
 
 {measured}
 
-Memory is the peak of the resident memory of all processes of the server, and of the largest hospital; what they share
-is counted for each. The overhead is a round less the slowest hospital's training in it.
+Memory is the peak of the resident memory of all processes of the server, and of the largest hospital; what they
+share is counted for each. The overhead is a round less the slowest hospital's training in it.
 
 ## Modelled, not measured
 
-A round carries the model to each hospital and an update back, {bytes_down:.1f} and {bytes_up:.1f} bytes a parameter, and
-nothing else of that size. So many seconds does a round's traffic of one hospital take on a line of {line} Mbit/s, and so
-many gigabytes pass the server in a round:
+A round carries the model to each hospital and an update back, {bytes_down:.1f} and {bytes_up:.1f} bytes a
+parameter, and nothing else of that size. So many seconds does a round's traffic of one hospital take on a line of
+{line} Mbit/s, and so many gigabytes pass the server in a round:
 
 {modelled}
 
-With encrypted sums a hospital's upload is 1.1 to 1.4 times as large (`notebooks/tables/encryption.csv`), goes up as well
-as down (the total), and the computing time in that table comes on top. The server adds one update at a time; in its
-memory are a handful of vectors of the model's size, whatever the number of hospitals, and the messages that are on their
-way at the same moment.
+With encrypted sums a hospital's upload is 1.1 to 1.4 times as large (`notebooks/tables/encryption.csv`), goes up as
+well as down (the total), and the computing time in that table comes on top. The server adds one update at a time;
+in its memory are a handful of vectors of the model's size, whatever the number of hospitals, and the messages that
+are on their way at the same moment.
 
 ## Where this stops
 
 - The time of a round is that of the slowest hospital's training, plus the overhead, plus its line. `--deadline` and
   `--grace` bound the wait for it.
 - One server process takes all updates. For more hospitals than its line carries, NVIDIA FLARE can put relay nodes
-  between them and the server, in a tree (its hierarchical provisioning, `nvflare.lighter.tree_prov`); fedbone's kits are
-  made for a flat federation, and nothing of this was tried here.
-- On a GPU, training is faster and everything else stays as it is: the shorter the training, the more the overhead counts.
-  `README.md` says what was measured on which GPU.
+  between them and the server, in a tree (its hierarchical provisioning, `nvflare.lighter.tree_prov`); fedbone's
+  kits are made for a flat federation, and nothing of this was tried here.
+- On a GPU, training is faster and everything else stays as it is: the shorter the training, the more the overhead
+  counts. `README.md` says what was measured on which GPU.
 """
 
 

@@ -57,7 +57,7 @@ class HiddenServer:
         return model
 
     def _task(self, index: int) -> TrainTask:
-        return TrainTask(self.plan.run, index, self.plan.seed, self.plan.proximal_mu)
+        return TrainTask(self.plan.run, index, self.plan.seed, self.plan.proximal_mu, *self.folder.audit.head())
 
     def _sealed(self, index: int) -> bytes:
         """What the hospitals sealed after round ``index``; nothing before the first."""

@@ -78,7 +78,8 @@ class HospitalSide:
             self._dataset,
             datetime.now(UTC),
         )
-        self.audit.append("pull", run=task.run, round=task.round, model=model)
+        shown = {"head_n": task.head_n, "head_sha256": task.head_sha256} if task.head_sha256 else {}
+        self.audit.append("pull", run=task.run, round=task.round, model=model, **shown)
         return self.hospital.local_update(vector, RoundTask(task.round, self.plan.seed, self.plan.proximal_mu))
 
     def require_this_run(self, run: str) -> None:

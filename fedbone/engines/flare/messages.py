@@ -16,15 +16,21 @@ ROOM_BYTES = 1 << 16  # of an update beyond its numbers: header, joints
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What the server asks of a hospital in a round."""
+    """What the server asks of a hospital in a round.
+
+    head_n, head_sha256: the head of the server's audit log, which the hospital notes in its own: a server's log that
+    does not contain it any more was cut or rewritten.
+    """
 
     run: str
     round: int
     seed: int
     proximal_mu: float
+    head_n: int = -1
+    head_sha256: str = ""
 
 
-TASK_FIELDS = {"run": str, "round": int, "seed": int, "proximal_mu": float}
+TASK_FIELDS = {"run": str, "round": int, "seed": int, "proximal_mu": float, "head_n": int, "head_sha256": str}
 FINAL_FIELDS = {"run": str, "round": int}
 
 

@@ -83,7 +83,7 @@ class OpenServer:
         def accept(name: str, message: bytes) -> None:
             sums.add(name, read_update(name, message, self.server.layout.size, len(self.plan.joints)))
 
-        task = TrainTask(self.plan.run, index, self.plan.seed, self.plan.proximal_mu)
+        task = TrainTask(self.plan.run, index, self.plan.seed, self.plan.proximal_mu, *self.folder.audit.head())
         message, sent = train_task(task, vector), sha256(vector)
         outcome = ask("train", index, message, sent, names, self.plan.min_hospitals, accept)
         require_enough(self.plan, index, sums.took_part, self.plan.min_hospitals, outcome)
