@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedbone.custody.audit_entry import LINE_BYTES, digest, entry_or_none
-from fedbone.custody.kept_json import alone
 from fedbone.errors import UserError
-from fedbone.files import sync_folder
+from fedbone.files import alone, sync_folder
 
 TELL_EVERY = 1000  # lines, from one call of ``progress`` to the next
 BEGINNING = b'{"event":"head","every":'  # of every log

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from fedbone.errors import UserError
-from fedbone.files import sync_folder, write_json
+from fedbone.files import alone, sync_folder, write_json
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a check of outside JSON may raise
 
@@ -90,19 +88,3 @@ class KeptJson:
     @property
     def _lock(self) -> Path:
         return self._file.with_name(f"{self._file.name}.lock")
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[BinaryIO]:
-    """Hold the file ``lock``, open for appending: no other thread or process does. It ends with the process."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "ab") as file:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file

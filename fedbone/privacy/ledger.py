@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from fedbone.errors import UserError
-from fedbone.files import sync_folder, write_json
+from fedbone.files import alone, sync_folder, write_json
 from fedbone.privacy.accounting import NoisyRounds, composed_epsilon
 
 Spent = dict[str, list[NoisyRounds]]
@@ -45,7 +41,7 @@ class Ledger:
         new = NoisyRounds(noise_multiplier, sampling_rate, rounds)
         if not isinstance(who, str):
             raise ValueError(f"who must be a name, got {who!r}")
-        with _alone(self._lock) as marker:
+        with alone(self._lock) as marker:
             spent = self._read()
             spent[who] = _added(spent.get(who, []), new)
             self._require_within_limit(who, spent[who])
@@ -108,22 +104,3 @@ def _added(spent: list[NoisyRounds], new: NoisyRounds) -> list[NoisyRounds]:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[BinaryIO]:
-    """Hold ``lock``: between reading and writing nobody else spends. It ends with the process.
-
-    Its content says that there was a ledger, should that be missing one day.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "ab") as file:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
