@@ -147,6 +147,15 @@ def test_a_run_survives_kill_9(deployment, what) -> None:
         assert took_part == [ALL] * 5  # and so its model is that of a run without any fault
 
 
+def test_a_run_whose_server_is_killed_before_it_has_written_anything_is_not_lost(deployment) -> None:
+    plan = deployment.plan("kill-early", profile=get_profile("cpu", rounds=2, size_px=SIZE_PX))
+    deployment.submit(plan)
+    assert deployment.processes("server", "job")
+    deployment.kill("server", "parent", "job")  # its job process is still importing
+    assert not deployment.events(plan.run, "start")
+    assert finished(deployment, plan) == [ALL] * 2
+
+
 def test_a_stopped_hospital_is_left_out_and_goes_on_where_it_was(deployment) -> None:
     plan = deployment.plan("stopped", profile=get_profile("cpu", rounds=6, size_px=SIZE_PX))
     deployment.submit(plan)

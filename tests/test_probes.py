@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedbone.__main__ import main
+from fedbone.config import get_profile
 from fedbone.custody.compliance import Evidence
 from fedbone.custody.compliance_checks import CHECKS
 from fedbone.custody.used_ids import UsedIds
@@ -22,7 +23,7 @@ from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital
 from fedbone.imaging.folder import load_hospitals
 from fedbone.privacy.ledger import Ledger
-from tests.deployed import Deployment
+from tests.deployed import SIZE_PX, Deployment
 from tests.in_process import Talk, draw, plan_for, sample_kits
 
 OVER_TCP = (
@@ -360,13 +361,8 @@ def test_nothing_failed_is_said_by_the_exit_code(made, tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_a_running_deployment_passes_and_an_intruder_does_not_get_in(tmp_path):
-    with Deployment(tmp_path) as deployment:
-        deployment.submit(
-            deployment.plan(
-                "first",
-                profile=deployment.plan("x").profile.__class__(**{**vars(deployment.plan("x").profile), "rounds": 1}),
-            )
-        )
+    with Deployment(tmp_path, {}) as deployment:
+        deployment.submit(deployment.plan("first", profile=get_profile("cpu", rounds=1, size_px=SIZE_PX)))
         deployment.wait_for_end("first")
         report = tmp_path / "report.html"
         done = deployment.command("check", deployment.kits, "--out", report, "--intrude", check=False)

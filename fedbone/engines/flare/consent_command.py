@@ -58,4 +58,6 @@ def run_consent(args: argparse.Namespace) -> int:
 
 
 def _last_serial(path: Path) -> int:
-    return int(read_json(path)["serial"]) if path.exists() else 0
+    """The highest serial number that was ever in this kit, also when the manifest itself is gone."""
+    seen = [int(entry.name.split("-")[0]) for entry in path.parent.glob("consent_seen/*-*")]
+    return max([0, *seen, *([int(read_json(path)["serial"])] if path.exists() else [])])

@@ -70,7 +70,7 @@ class HospitalSide:
         self.require_this_run(task.run)
         model = sha256(vector)
         self._require_next(task.round, model)
-        require_consent(
+        consent = require_consent(
             self.kit.own / CONSENT,
             self.kit.consent_public(),
             self.kit.name,
@@ -79,7 +79,8 @@ class HospitalSide:
             datetime.now(UTC),
         )
         shown = {"head_n": task.head_n, "head_sha256": task.head_sha256} if task.head_sha256 else {}
-        self.audit.append("pull", run=task.run, round=task.round, model=model, **shown)
+        detail = f"consent {consent.serial}"
+        self.audit.append("pull", run=task.run, round=task.round, model=model, detail=detail, **shown)
         return self.hospital.local_update(vector, RoundTask(task.round, self.plan.seed, self.plan.proximal_mu))
 
     def require_this_run(self, run: str) -> None:
@@ -108,6 +109,7 @@ class HospitalSide:
         about = {"plan": self.plan.to_json()}
         path = self.kit.vault().seal(self._folder / FINAL, {"vector": vector}, about, context)
         self.audit.append("release", run=self.plan.run, round=index, model=sha256(vector))
+        self.audit.sign_head()
         return path
 
 

@@ -60,7 +60,7 @@ def audit_chain(parties: Sequence[Kit]) -> Evidence:
         _require_edits_found(kit)
     details |= {"entries that no head has signed yet": unsigned, "heads that hospitals have noted": len(noted)}
     text = f"{len(parties)} logs verify; a line changed, removed or inserted was found in a copy of each. "
-    text += "A log cut off at its end is found only by what other parties' logs say (audit-2)."
+    text += "A log cut off at its end is found only by what other parties have noted of it (see audit-2 too)."
     return Evidence(text, details)
 
 

@@ -2,21 +2,28 @@
 
 FLARE 2.9.0 fails the whole job when one hospital's process ends, never starts a job at a hospital that has come back,
 and leaves jobs of a killed server RUNNING for ever. This component of the server's own process mends the three with
-FLARE's own functions; the names that it touches are internal, which is one reason why the version is pinned.
+FLARE's own functions; the names that it touches are internal, which is one reason why the version is pinned. It also
+keeps the plan of each job before its process starts: the watchdog brings back what has a plan.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import RunProcessKey
+from nvflare.apis.fl_constant import FLContextKey, RunProcessKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, JobMetaKey
 from nvflare.apis.job_scheduler_spec import DispatchInfo
+
+from fedbone.engines.flare.kit import Kit, read_json
+from fedbone.engines.flare.plan import Plan
+from fedbone.engines.flare.run_folder import keep_plan
+from fedbone.errors import UserError
 
 PERIOD_S = 1.0
 PAUSES_S = (0, 1, 5, 15, 60)  # before the next start at one hospital in one job: a crash loop must not fill its log
@@ -32,13 +39,25 @@ class Rejoin(FLComponent):
         self._failing = threading.local()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Begin when the server has started."""
+        """Begin when the server has started; keep the plan of a job that is about to start."""
+        if event_type == EventType.JOB_DEPLOYED:
+            self._keep_plan(fl_ctx.get_prop(FLContextKey.JOB_RUN_NUMBER))
         if event_type != EventType.SYSTEM_START:
             return
         engine = fl_ctx.get_engine()
         engine.job_runner.update_unfinished_jobs(fl_ctx)  # what a killed server left is not running any more
         self._absorb_failures(engine.job_runner)
         threading.Thread(target=self._watch, args=(engine,), daemon=True).start()
+
+    def _keep_plan(self, job_id: str) -> None:
+        """A job whose process is killed before it could write anything would be lost otherwise."""
+        try:
+            kit = Kit.load(Path.cwd())  # FLARE's processes work in their kit
+            config = read_json(kit.folder / job_id / "app_server" / "config" / "config_fed_server.json")
+            plan = Plan.from_json(config["workflows"][0]["args"]["plan"])  # PlanValidator has let it in
+            keep_plan(kit.run_folder(plan.run), plan)
+        except (UserError, OSError) as error:
+            self.logger.error(f"the plan of job {job_id} is not kept: {error}")
 
     def _absorb_failures(self, runner) -> None:
         """A failure at one hospital is noted here; whether the round still counts is for its quorum to say."""

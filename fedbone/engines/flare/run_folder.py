@@ -118,8 +118,10 @@ def last_release(kit: Kit, run: str) -> tuple[int, str]:
     path = kit.own / "audit.jsonl"
     if not path.exists():
         return -1, ""
-    verify_log(path, kit.audit_public())
-    releases = [entry for entry in read_log(path) if entry["event"] == "release" and entry.get("run") == run]
+    verified = verify_log(path, kit.audit_public())
+    signed = verified.entries - verified.unsigned  # what comes after the last signed head, anybody could have added
+    entries = (entry for entry in read_log(path) if entry["n"] < signed)
+    releases = [entry for entry in entries if entry["event"] == "release" and entry.get("run") == run]
     return (releases[-1]["round"], releases[-1]["model"]) if releases else (-1, "")
 
 

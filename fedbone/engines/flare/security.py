@@ -64,7 +64,9 @@ class LoginGate(FLComponent):
         try:
             kit.identity_check().login(token, site)
         except UserError as error:
-            kit.audit().append("refusal", site=site, outcome="refused", detail=str(error)[:250])
+            # a stranger calls itself what it likes: no name of its own stands where hospitals' names do
+            known = {"site": site} if site in kit.hospitals else {}
+            kit.audit().append("refusal", outcome="refused", detail=str(error), **known)
             raise
         kit.audit().append("login", site=site)
 
