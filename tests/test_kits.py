@@ -68,7 +68,7 @@ def certificate(path: Path) -> x509.Certificate:
 
 def test_every_party_gets_its_files_and_no_others(kits):
     assert {path.name for path in kits.iterdir()} == {
-        "server", "administrator", "authority", "officers", "deployment.json", *NAMES,
+        "server", "administrator", "authority", "officers", "deployment.json", "directory.json", *NAMES,
     }  # fmt: skip
     assert files(kits / "server") == {*COMMON, *SERVER}
     assert files(kits / "administrator") == {*ADMINISTRATOR}

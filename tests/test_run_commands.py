@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 def plan(kits, *words: str):
     parser = argparse.ArgumentParser()
     submit_options(parser)
-    return plan_of(parser.parse_args([str(kits), "--run", "x", *words]), load_parties(kits)[0])
+    return plan_of(parser.parse_args([str(kits), "--run", "x", *words]))
 
 
 def test_the_defaults_make_a_plan(finished):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a party's supervisor needs none of them, and lives for mont
 
 SERVER, ADMIN = "server", "administrator"  # the folders beside those of the hospitals
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-DEPLOYMENT = "deployment.json"
+DEPLOYMENT, DIRECTORY = "deployment.json", "directory.json"
 BUDGET = {"patients": int, "dp_delta": float, "epsilon_limit": float}  # what a hospital spends on DP-SGD at most
 SETTINGS = {"role": str, "name": str, "project": str, "host": str, "port": int, "hospitals": list}
 REMEDY = "Name a party's folder in what `python -m fedbone deploy init` wrote, or copy it again"
@@ -79,11 +79,7 @@ class Kit:
 
     def directory(self) -> dict[str, dict]:
         """What everybody knows of each hospital: its labels, its joints and its public signing key (hex)."""
-        path = self.own / "directory.json"
-        entries = read_json(path).get("hospitals")
-        if not isinstance(entries, dict) or tuple(entries) != self.hospitals:
-            raise UserError(path, "it does not list the hospitals of this deployment", REMEDY)
-        return entries
+        return read_directory(self.own, self.hospitals)
 
     def signing_keys(self) -> dict[str, bytes]:
         """The hospitals' public signing keys (32 bytes each)."""
@@ -158,12 +154,26 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def load_parties(kits: Path) -> list[Kit]:
-    """Server and hospitals of a folder that ``deploy init`` wrote, the server first. Raises UserError for another."""
+def read_directory(folder: Path, hospitals: tuple[str, ...]) -> dict[str, dict]:
+    """By hospital, its labels, its joints and its public signing key (hex): ``directory.json`` in ``folder``."""
+    path = Path(folder) / DIRECTORY
+    entries = read_json(path).get("hospitals")
+    if not isinstance(entries, dict) or tuple(entries) != hospitals:
+        raise UserError(path, "it does not list the hospitals of this deployment", REMEDY)
+    return entries
+
+
+def names_of(kits: Path) -> tuple[str, ...]:
+    """The hospitals of a folder that ``deploy init`` wrote. Raises UserError for another."""
     names = read_json(Path(kits) / DEPLOYMENT).get("hospitals")
     if not isinstance(names, list) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
         raise UserError(Path(kits) / DEPLOYMENT, "it does not list the hospitals", REMEDY)
-    return [Kit.load(Path(kits) / name) for name in (SERVER, *names)]
+    return tuple(names)
+
+
+def load_parties(kits: Path) -> list[Kit]:
+    """Server and hospitals of a folder that ``deploy init`` wrote, the server first. Raises UserError for another."""
+    return [Kit.load(Path(kits) / name) for name in (SERVER, *names_of(kits))]
 
 
 def _path(values: dict) -> Path | None:

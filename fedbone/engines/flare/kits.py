@@ -31,7 +31,7 @@ from fedbone.custody.vault import KEY_BYTES, create_key
 from fedbone.encryption.paillier_keys import generate
 from fedbone.encryption.signing import SigningKey
 from fedbone.engines.flare.jobs import ADMINISTRATOR, WATCHDOG
-from fedbone.engines.flare.kit import ADMIN, DEPLOYMENT, NAME, SERVER, Kit
+from fedbone.engines.flare.kit import ADMIN, DEPLOYMENT, DIRECTORY, NAME, SERVER, Kit
 from fedbone.engines.flare.site_policy import authorization, hospital_resources, log_config, server_resources
 from fedbone.errors import UserError
 from fedbone.files import write_atomic, write_json, write_secret
@@ -80,6 +80,7 @@ def create_kits(out: Path, hospitals: dict[str, tuple[Path, HospitalData]], host
         _write_about(server, kits, {name: data for name, (_, data) in hospitals.items()})
         public = {"project": project, "host": host, "port": port, "hospitals": list(hospitals)}
         write_json(folder / DEPLOYMENT, public)
+        shutil.copyfile(server.own / DIRECTORY, folder / DIRECTORY)  # for whoever submits runs from elsewhere
     return out
 
 
@@ -215,4 +216,4 @@ def _write_about(server: Kit, kits: dict[str, Kit], films: dict[str, HospitalDat
         entries[name] = {"labels": labels, "joints": list(of.joints), "signing_key": public}
         write_json(kit.own / "privacy_budget.json", {"patients": len(set(of.train.patients)), **BUDGET})
     for kit in (server, *kits.values()):
-        write_json(kit.own / "directory.json", {"hospitals": entries})
+        write_json(kit.own / DIRECTORY, {"hospitals": entries})

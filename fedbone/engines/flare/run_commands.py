@@ -12,7 +12,7 @@ from fedbone.config import get_profile
 from fedbone.custody.vault import Context, architecture_of
 from fedbone.engines.flare.hospital_side import FINAL
 from fedbone.engines.flare.jobs import ADMINISTRATOR, session, submit, wait_for_start
-from fedbone.engines.flare.kit import ADMIN, Kit, load_parties
+from fedbone.engines.flare.kit import ADMIN, SERVER, Kit, names_of, read_directory
 from fedbone.engines.flare.plan import Plan
 from fedbone.engines.flare.run_folder import last_release, read_plan, read_status
 from fedbone.errors import UserError
@@ -24,10 +24,10 @@ from fedbone.vectors import layout_of, load_vector, sha256
 DP_DELTA = 1e-5  # at which central differential privacy is told
 
 
-def plan_of(args: argparse.Namespace, server: Kit) -> Plan:
+def plan_of(args: argparse.Namespace) -> Plan:
     """The plan that the options ask for. Raises UserError for what makes no sense."""
-    directory = server.directory()
-    names = server.hospitals
+    names = names_of(args.kits)
+    directory = read_directory(args.kits, names)
     asked = {"rounds": args.rounds, "size_px": args.size}
     hidden = args.sums != "none"
     noise = args.central_noise and dict(zip(("noise_multiplier", "clip_norm"), args.central_noise, strict=True))
@@ -56,8 +56,8 @@ def plan_of(args: argparse.Namespace, server: Kit) -> Plan:
 
 def run_submit(args: argparse.Namespace) -> int:
     """Hand the plan in, and say what it protects."""
-    server = load_parties(args.kits)[0]
-    plan = plan_of(args, server)
+    plan = plan_of(args)
+    server = Kit.load(args.kits / SERVER) if args.wait else None
     with session(ADMINISTRATOR, args.kits / ADMIN) as opened:
         job = submit(opened, plan)
         wait_for_start(opened, job, plan.run)
