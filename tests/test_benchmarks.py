@@ -24,6 +24,7 @@ FEDERATION = {"mre_ratio_sample", "mre_ratio_sample_2x", "pck_ratio_sample", "lo
 FEDERATION |= {"aggregate_vs_flare", "aggregate_bandwidth_share", "hospitals_100_peak_mb"}
 PRIVACY = {"dpsgd_vs_plain_step", "dpsgd_vs_plain_step_64", "audit_cpu_s", "error_by_epsilon"}
 ENCRYPTION = {"encrypt_vs_phe", "aggregate_vs_phe", "decrypt_vs_lanes", "round_vs_phe", "wire_vs_float32"}
+DEPLOYMENT = {"up_s", "first_step_s", "round_overhead_s", "recover_s", "down_s", "server_rss_mb", "hospital_rss_mb"}
 SYFT = {"same_vector", "job_overhead_cpu_s", "largest_job_mb"}
 MACHINE = {"device", "gpu", "driver", "memory_gb", "limit_gb", "torch", "cuda", "date", "steps", "rows"}
 ROW = {"name", "preset", "size_px", "batch", "micro_batch", "checkpointing", "precision", "memory_format"}
@@ -102,6 +103,15 @@ def test_syft_workers_ends_with_one_line_of_json() -> None:
     if federation.STATUS.exists():
         assert 100 < figures["largest_job_mb"] < 4000  # what a job may take
         assert 100 < figures["hospitals_1_peak_mb"] < 4000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: a deployment needs Linux")
+def test_deployment_ends_with_one_line_of_json() -> None:
+    figures = last_line("tests/benchmarks/deployment.py", "--repeats", "1", "--size", "64")
+    assert figures.keys() == DEPLOYMENT | {"same_vector"}
+    assert figures["same_vector"] is True
+    assert all(figures[name] > 0 for name in DEPLOYMENT)
 
 
 def test_federation_s_ratios_are_the_federation_s_error_over_that_of_pooled_training() -> None:
