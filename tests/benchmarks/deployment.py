@@ -8,7 +8,8 @@ the machine only adds to them: the load averages are printed beside.
 - up_s: ``deploy up``, from its start until the server has heard of all hospitals. down_s: ``deploy down``.
 - first_step_s: from ``submit`` to the first hospital that has films and model and begins to train.
 - round_overhead_s: the median of a round, from one release to the next, less the slowest hospital's training in it.
-- recover_s: from kill -9 of the server's two processes to the first training step after it.
+- recover_s: from kill -9 of the server's two processes to the first training step of the next job: hospitals that had
+  the killed server's question may still begin to train for nothing.
 - server_rss_mb, hospital_rss_mb: megabytes (1e6 bytes), the peak of the resident memory of all processes of the server,
   and of the largest hospital, looked at twice a second. Pages that they share are counted for each.
 """
@@ -52,6 +53,11 @@ def first_step(deployment: Deployment, run: str, since: float) -> float:
     """Seconds from ``since`` to the first training step after it."""
     steps = [at for name in deployment.hospitals for _, at in moments(deployment, run, "pull", name)]
     return min(at for at in steps if at > since) - since
+
+
+def all_train(deployment: Deployment, run: str, index: int) -> bool:
+    """Whether every hospital has begun round ``index``, so that the next step of any belongs to what comes after."""
+    return all(index in dict(moments(deployment, run, "pull", name)) for name in deployment.hospitals)
 
 
 def round_overhead(deployment: Deployment, run: str) -> float:
@@ -113,11 +119,12 @@ def once(deployment: Deployment, number: int, size_px: int) -> dict[str, float]:
         found["first_step_s"] = first_step(deployment, calm.run, submitted)
         found["round_overhead_s"] = round_overhead(deployment, calm.run)
         deployment.submit(killed)
-        deployment.wait(lambda: deployment.in_round(killed.run, KILLED_IN))
+        deployment.wait(lambda: all_train(deployment, killed.run, KILLED_IN))
         at = time.time()
         deployment.kill("server", "parent", "job")
         found["same_vector"] &= finished(deployment, killed)
-        found["recover_s"] = first_step(deployment, killed.run, at)
+        resumed = min(when for _, when in moments(deployment, killed.run, "start", "server") if when > at)
+        found["recover_s"] = resumed - at + first_step(deployment, killed.run, resumed)
         found["server_rss_mb"] = peaks.pop("server")
         found["hospital_rss_mb"] = max(peaks.values())
         began = time.monotonic()

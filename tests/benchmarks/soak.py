@@ -7,15 +7,13 @@ lost                 runs that did not finish
 other_model          runs whose last model is not that of an undisturbed run with the same hospitals in each round
 zombies              jobs that the server still called running, or processes that nobody had collected, after the run
 clear_files          files with weights in clear in the kits, job stores and temporary folders
-altered_logs         parties whose audit log does not verify
-back_median_s, ...   from the kill to the first training step after it; none where the kill was in the last round
+altered_logs         how often a party's audit log did not verify
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +29,6 @@ from fedbone.config import REPOSITORY
 from fedbone.errors import UserError
 from fedbone.options import natural, positive
 from notebooks.tables.table import processor, save
-from tests.benchmarks.deployment import moments
 from tests.deployed import Deployment
 
 KINDS = {
@@ -43,15 +40,15 @@ KINDS = {
     "hospital, job process": ("hospital", ["job"]),
 }
 COUNTS = ["lost", "other_model", "zombies", "clear_files", "altered_logs"]
-COLUMNS = ["killed", "kills", *COUNTS, "back_median_s", "back_longest_s", "seed", "command", "commit", "processor"]
+COLUMNS = ["killed", "kills", *COUNTS, "seed", "command", "commit", "processor"]
 COLUMNS += ["load", "date"]
 SLOW_S = 0.5  # that a hospital takes longer for a round, to be hit in it
 MOST_DELAY_S = 1.5
 PATIENCE_S = 240.0
 
 
-def one_kill(deployment: Deployment, number: int, kind: str, rng: np.random.Generator) -> dict:
-    """What is wrong after one run with one kill: a count for each of COUNTS; and ``back_s``."""
+def one_kill(deployment: Deployment, number: int, kind: str, rng: np.random.Generator) -> dict[str, int]:
+    """What is wrong after one run with one kill: a number for each of COUNTS."""
     party, parts = KINDS[kind]
     party = party if party == "server" else str(rng.choice(list(deployment.hospitals)))
     at, delay_s = int(rng.integers(0, 5)), float(rng.uniform(0, MOST_DELAY_S))
@@ -59,7 +56,6 @@ def one_kill(deployment: Deployment, number: int, kind: str, rng: np.random.Gene
     deployment.submit(plan)
     deployment.wait(lambda: deployment.in_round(plan.run, at))
     time.sleep(delay_s)
-    when = time.time()
     killed = deployment.kill(party, *parts)
     told = f"{number}: {kind} of {party}, round {at} + {delay_s:.2f} s, {len(killed)} killed"
     try:
@@ -67,10 +63,8 @@ def one_kill(deployment: Deployment, number: int, kind: str, rng: np.random.Gene
         deployment.wait(lambda: not deployment.jobs_alive())
     except AssertionError as error:
         print(f"{told}: LOST\n{error}", flush=True)
-        return {**dict.fromkeys(COUNTS, 0), "lost": 1, "zombies": len(deployment.jobs_alive()), "back_s": None}
+        return {**dict.fromkeys(COUNTS, 0), "lost": 1, "zombies": len(deployment.jobs_alive())}
     problems, clear = deployment.problems(plan), deployment.clear_weights(plan)
-    steps = [at for name in deployment.hospitals for _, at in moments(deployment, plan.run, "pull", name) if at > when]
-    back_s = min(steps) - when if steps else None
     print(f"{told}: {deployment.took_part(plan.run)}, {problems or 'well'}, {clear or 'nothing in clear'}", flush=True)
     return {
         "lost": 0,
@@ -78,7 +72,6 @@ def one_kill(deployment: Deployment, number: int, kind: str, rng: np.random.Gene
         "zombies": len(deployment.defunct()),
         "clear_files": len(clear),
         "altered_logs": altered(deployment),
-        "back_s": back_s,
     }
 
 
@@ -91,11 +84,8 @@ def altered(deployment: Deployment) -> int:
     return 0
 
 
-def row(kind: str, found: list[dict]) -> dict:
-    back = [each["back_s"] for each in found if each["back_s"] is not None]
-    times = {"back_median_s": statistics.median(back), "back_longest_s": max(back)} if back else {}
-    counts = {name: sum(each[name] for each in found) for name in COUNTS}
-    return {"killed": kind, "kills": len(found), **counts, **{name: f"{value:.1f}" for name, value in times.items()}}
+def row(kind: str, found: list[dict[str, int]]) -> dict:
+    return {"killed": kind, "kills": len(found), **{name: sum(each[name] for each in found) for name in COUNTS}}
 
 
 def commit() -> str:
