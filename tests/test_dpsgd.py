@@ -72,7 +72,7 @@ def test_the_clipped_sum_is_that_of_opacus(film_gradients, vmap_below_px, films_
     monkeypatch.setitem(dpsgd.FILMS_AT_ONCE, "cpu", films_at_once)
     total, found = clipped_sum(model(), *batch(), OWNERS, clip_norm, LOSS)
     expected, norms = by_hand(film_gradients, clip_norm)
-    assert float((total - expected).norm() / expected.norm()) < 1e-6
+    assert float((total - expected).norm() / expected.norm()) < 3e-6  # float32: about 1e-6, more or less by processor
     assert np.allclose(found, norms, rtol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_a_part_has_the_gradient_of_its_own_parameters_alone(film_gradients, par
         monkeypatch.setattr(dpsgd, "VMAP_BELOW_PX", below)
         total, found = clipped_sum(model(), *batch(), OWNERS, 1.0, LOSS, part)
         assert total.shape == (kept.sum(),)
-        assert float((total - expected).norm() / expected.norm()) < 1e-6
+        assert float((total - expected).norm() / expected.norm()) < 3e-6
         assert np.allclose(found, norms, rtol=1e-5)
 
 
