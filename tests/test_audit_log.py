@@ -1004,7 +1004,9 @@ def test_show_warns_and_still_shows(kit, capsys):
 
 
 def test_a_long_check_shows_a_bar(kit, capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     monkeypatch.setattr(audit_file, "TELL_EVERY", 1)
+    monkeypatch.setattr("fedbone.custody.audit_command.QUIET_S", 3600)
     shell.main(["audit", "verify", str(kit)])
     assert "verifying" not in capsys.readouterr().err
     monkeypatch.setattr("fedbone.custody.audit_command.QUIET_S", -1)

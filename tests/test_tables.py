@@ -20,6 +20,7 @@ from fedbone.model.decoding import array_to_heatmap, soft_argmax
 from fedbone.model.losses import gaussian_targets
 from fedbone.privacy.accounting import epsilon
 from notebooks.tables import (
+    make_deployment,
     make_encryption,
     make_events,
     make_heterogeneity,
@@ -222,3 +223,15 @@ def test_sizes_and_errors_of_packed_paillier_in_the_encryption_table(hospitals):
     assert float(row["bytes_vs_float32"]) == pytest.approx(size / (4 * make_encryption.PARAMETERS), rel=1e-3)
     assert row["relative_l2_error"] == rows[make_encryption.MASKS, "", hospitals]["relative_l2_error"]
     assert (row["exact"], row["reads_one_update"], row["reads_the_sum"]) == ("yes", "nobody", "hospitals")
+
+
+def test_the_sizing_guide_is_that_of_its_table():
+    rows = table.rows("deployment.csv")
+    assert [int(row["hospitals"]) for row in rows] == [3, 10, 3]
+    assert make_deployment.page(rows) == (FOLDER.parent / "sizing.md").read_text(encoding="utf-8")
+
+
+def test_the_messages_of_a_round_have_the_sizes_of_the_table():
+    for row in table.rows("deployment.csv"):
+        down, up = make_deployment.message_mb(int(row["parameters"]), 17)
+        assert (f"{down:.3g}", f"{up:.3g}") == (row["down_mb"], row["up_mb"])

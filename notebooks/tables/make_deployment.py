@@ -76,7 +76,7 @@ def measure(hospitals: int, network: str, size_px: int) -> dict:
         found += [round_overhead(deployment, "sizing"), peaks.pop("server"), max(peaks.values())]
     parameters = layout_of(build_for(profile, len(plan.joints))).size
     found += message_mb(parameters, len(plan.joints))
-    figures = [f"{value:.3g}" for value in found]
+    figures = [f"{float(f'{value:.3g}'):g}" for value in found]  # three digits, and 1020 rather than 1.02e+03
     row = [hospitals, network, parameters, size_px, *figures, os.cpu_count(), f"{load:.1f}", processor()]
     return dict(zip(COLUMNS, [*row, datetime.date.today().isoformat()], strict=True))
 
@@ -137,8 +137,9 @@ are on their way at the same moment.
 def page(rows: list[dict]) -> str:
     """The sizing guide, from the rows of the table."""
     first = rows[0]
-    names = {"hospitals": "hospitals", "network": "network", "parameters": "parameters", "up_s": "up, s"}
-    names |= {"first_step_s": "first step, s", "round_s": "round, s", "train_s": "training, s"}
+    names = {"hospitals": "hospitals", "network": "network", "parameters": "parameters"}
+    names |= {"size_px": "film, px", "up_s": "up, s", "first_step_s": "first step, s", "round_s": "round, s"}
+    names |= {"train_s": "training, s"}
     names |= {"round_overhead_s": "overhead, s", "server_rss_mb": "server, MB", "hospital_rss_mb": "hospital, MB"}
     measured = [[row[name] for name in names] for row in rows]
     down, up = (float(rows[-1][name]) * 1e6 / int(rows[-1]["parameters"]) for name in ("down_mb", "up_mb"))
