@@ -80,6 +80,7 @@ def test_an_arm_whose_process_is_killed_is_explained():
         run_arms(dict.fromkeys(["federated", "pooled"], Arm(tiny_profile(rounds=1000))), HOSPITALS, on_row=kill_all)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(

@@ -87,6 +87,7 @@ def test_from_pure_noise_nothing_is_found():
         assert found.mismatch > 0.5
 
 
+@pytest.mark.slow
 def test_more_noise_leaves_less_and_what_stops_this_attack_is_no_privacy():
     medians = []
     for z in (0.0, 1e-3, 1e-2, 1e-1):

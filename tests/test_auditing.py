@@ -55,6 +55,7 @@ def gaussian(mu: float, rng: np.random.Generator) -> Mechanism:
     return publish
 
 
+@pytest.mark.slow
 def test_the_servers_real_path_passes_the_audit():
     """The bound comes near the truth, or a mistake would not be seen either."""
     for joint_rows in (True, False):

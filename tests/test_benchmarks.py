@@ -39,6 +39,7 @@ def last_line(*command: str) -> dict:
     return json.loads(last)
 
 
+@pytest.mark.slow
 def test_imaging_ends_with_one_line_of_json() -> None:
     figures = last_line("-m", "tests.benchmarks.imaging", "--repeats", "3", "--films", "2", "--large-films", "1")
     assert figures.keys() == IMAGING
@@ -48,6 +49,7 @@ def test_imaging_ends_with_one_line_of_json() -> None:
     assert figures["films_600_at_128_cpu_s"] == pytest.approx(figures["film_128_cpu_ms"] * 600 / 1000, rel=0.01)
 
 
+@pytest.mark.slow
 def test_model_ends_with_one_line_of_json() -> None:
     figures = last_line("tests/benchmarks/model.py", "--repeats", "1", "--places", "200")
     assert figures.keys() == RATIOS | {"bf16_vs_fp32_w32", "rotation_error_px"}
@@ -58,6 +60,7 @@ def test_model_ends_with_one_line_of_json() -> None:
     assert figures["share_of_peak"] < 1
 
 
+@pytest.mark.slow
 def test_federation_ends_with_one_line_of_json() -> None:
     training = ["--seeds", "0", "--rounds", "2", "--films", "4"]
     figures = last_line("tests/benchmarks/federation.py", *training, "--repeats", "2", "--parameters", "1000000")
@@ -72,6 +75,7 @@ def test_federation_ends_with_one_line_of_json() -> None:
         assert 0 < figures["hospitals_100_peak_mb"] < 1000  # twice what model and gradients take at each
 
 
+@pytest.mark.slow
 def test_privacy_ends_with_one_line_of_json() -> None:
     figures = last_line("tests/benchmarks/privacy.py", "--repeats", "1", "--calls", "400", "--skip-training")
     assert figures.keys() == PRIVACY
@@ -167,6 +171,7 @@ def test_peak_memory_stays_when_memory_is_given_back() -> None:
     assert federation.resident_mb("VmRSS") < before + 50
 
 
+@pytest.mark.slow
 def test_gpu_runs_on_the_cpu_and_ends_with_one_line_of_json(tmp_path) -> None:
     out = tmp_path / "cpu.json"
     kinds = ("contiguous", "batch 32 in passes of 16", "batch 32, checkpointing")

@@ -62,6 +62,7 @@ def test_the_history_has_a_row_per_round_and_hospital_and_ends_with_the_written_
     assert all(float(row["loss"]) > 0 and float(row["update_norm"]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, compared):
     arms, stopped = standard_arms(HOSPITALS, tiny_profile()), []
 
@@ -113,6 +114,7 @@ def test_unknown_spacing_gives_null_millimetres(tmp_path):
     assert " mm" not in score_lines("federated", summary["federated"])[0]
 
 
+@pytest.mark.slow
 def test_one_hospital_alone_can_be_compared(tmp_path):
     summary, arms = federate(HOSPITALS[:1], tiny_profile(), tmp_path, arms=standard_arms(HOSPITALS[:1], tiny_profile()))
     assert summary["local"]["a"] is not None

@@ -173,6 +173,9 @@ def test_a_revoked_key_is_shut_out_at_once_and_a_new_one_let_in_without_a_restar
     registry.revoke(old.kid, "its computer was stolen")
     deployment.wait(lambda: "not asked: its key is revoked" in outcomes(deployment, plan.run, "hospital_c"))
     assert said(deployment.log("server"), r"round \d+: hospital_c not asked: its key is revoked")
+    told = deployment.command("status", deployment.kits, check=False)
+    assert told.returncode == 1
+    assert said(told.stdout.splitlines(), "^hospital_c .*NOT registered, its login key is REVOKED")
     new = LoginKey.create("hospital_c")
     registry.add(new.public_entry())
     exchange(deployment, "hospital_c", new)

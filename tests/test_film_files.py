@@ -100,6 +100,7 @@ def test_every_hospitals_film_is_valid(tmp_path: Path, hospital: str, view: str)
         assert not complaints(write(tmp_path / "film.dcm", hospital, 0, 1, film))
 
 
+@pytest.mark.slow
 @needs_validator
 def test_every_archive_is_valid(tmp_path: Path) -> None:
     found: Counter[str] = Counter()
@@ -148,6 +149,7 @@ def test_pixels_of_the_hospitals_are_the_generators(tmp_path: Path, hospital: st
     assert abs(difference.mean()) < 0.1
 
 
+@pytest.mark.slow
 def test_pixels_of_every_archive(tmp_path: Path) -> None:
     """Straight lines give the generator's picture; every window gives what pydicom makes of it."""
     film = exposure()

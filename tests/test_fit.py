@@ -162,6 +162,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a POSIX signal")
 def test_a_process_killed_again_and_again_ends_with_the_same_bytes(undisturbed, tmp_path):
     script, path = tmp_path / "train.py", tmp_path / "a folder" / "state"

@@ -71,6 +71,7 @@ def test_the_server_can_open_nothing(folder, undisturbed):
     assert not {path.name for path in talk.server.own.rglob("*.key")} & {"sum.key", "hospitals.key", "login.key"}
 
 
+@pytest.mark.slow
 def test_under_paillier_with_a_key_that_is_far_too_short(folder, undisturbed, monkeypatch):
     plan, _ = undisturbed
     monkeypatch.setattr(Kit, "sum_key", lambda kit: KEY if kit.role == "hospital" else KEY.public)

@@ -158,6 +158,7 @@ def test_an_unknown_hospital_is_refused() -> None:
         simulate_film("hospital_x", 0, 0, 64)
 
 
+@pytest.mark.slow
 def test_the_public_archive_is_other_people_in_the_textbooks_pose(tmp_path: Path) -> None:
     first, again = (public_films(64, n=40, cache_dir=tmp_path) for _ in range(2))  # the second from the cache
     assert [(a.images == b.images).all() for a, b in zip(first, again, strict=True)] == [True] * 3

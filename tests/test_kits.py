@@ -475,6 +475,7 @@ def init(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_init_command_takes_the_sample(tmp_path):
     done = init("--hospitals", 3, "--out", tmp_path / "my kits")
     assert done.returncode == 0, done.stderr

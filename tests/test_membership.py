@@ -191,7 +191,7 @@ def test_undefended_and_only_clipped_models_betray_their_members():
         assert attacked(**defence)[0].tpr_at(0.01) > 0.9
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 3.0])
+@pytest.mark.parametrize("epsilon", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_under_patient_level_dp_the_attack_stays_below_its_limit(epsilon):
     z = calibrate(epsilon=epsilon, sampling_rate=RATE, rounds=STEPS, dp_delta=1e-5)
     curve, over_models = attacked(clip_norm=1.0, noise_multiplier=z)

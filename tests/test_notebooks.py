@@ -133,7 +133,10 @@ def nbval(path: Path, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=path.parents[1], env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("mutation", ["none", "source", "stored output", "exception in an unchecked cell"])
+SLOW_MUTATIONS = [pytest.param(what, marks=pytest.mark.slow) for what in ("none", "source")]
+
+
+@pytest.mark.parametrize("mutation", [*SLOW_MUTATIONS, "stored output", "exception in an unchecked cell"])
 def test_nbval_turns_red(tmp_path, mutation):
     (tmp_path / "notebooks").mkdir()
     path = tmp_path / "notebooks" / "00_a.ipynb"

@@ -55,6 +55,7 @@ def test_a_hospital_that_dies_hangs_or_fails_harms_nobody_else():
     assert rows[2] == dict.fromkeys("abc", well)
 
 
+@pytest.mark.slow
 def test_who_is_late_waits_or_was_not_there_is_said():
     """One process for two hospitals: it is killed while idle, which is nobody's fault, and then a hangs in round 1."""
     states = {"a": {}, "b": {}}

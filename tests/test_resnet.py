@@ -71,7 +71,7 @@ def test_every_parameter_receives_a_gradient():
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_trains_and_predicts_like_an_hrnet(precision):
     profile = tiny_profile(size_px=SIDE, batch=4, precision=precision, rotation_deg=0.0)
     films, trainer = dot_films(4, side=SIDE), Trainer(build_resnet50(3), profile)

@@ -100,11 +100,20 @@ def test_there_is_no_model_of_a_run_that_is_not(finished, tmp_path):
 def test_status_without_processes_says_so(finished):
     told = look(finished[0])
     assert told["parties"]["server"] == {"processes": 0, "supervisor": False}
-    assert told["parties"]["hospital_a"] == {"processes": 0, "supervisor": False, "registered": None}
+    assert told["parties"]["hospital_a"] == {"processes": 0, "supervisor": False, "key": True, "registered": None}
     assert (told["runs"]["first"]["state"], told["runs"]["first"]["finished_rounds"]) == ("finished", 3)
     words = in_words(told)
     assert "DOWN, 0 processes, the server does not answer" in words
     assert "run first: finished, 3 of 3 rounds finished" in words
+
+
+def test_status_says_whose_login_key_is_revoked(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "kits")
+    server, hospital = load_parties(folder)[:2]
+    server.identity_check().registry.revoke(hospital.login_key().kid, "its computer was stolen")
+    told = look(folder)
+    assert [told["parties"][name]["key"] for name in ("hospital_a", "hospital_b")] == [False, True]
+    assert sum("its login key is REVOKED" in line for line in in_words(told).splitlines()) == 1
 
 
 def consent(kit, *words: str) -> int:

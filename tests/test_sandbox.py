@@ -369,6 +369,7 @@ print(sha256(Hospital(dot_hospital("a"), tiny_profile()).local_update(start, Rou
 """
 
 
+@pytest.mark.slow
 def test_a_round_of_training_gives_the_same_bytes_confined(tmp_path):
     """Through the same link to the package as a job's, and with torch, OpenCV and syft imported."""
     pytest.importorskip("syft")

@@ -61,7 +61,7 @@ def pictures_with_and_without(tmp_path, hospital: str, view: str, balls: tuple[i
     return exposures[0], films
 
 
-@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("side", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(("hospital", "view"), BALL_VIEWS)
 def test_a_lead_ball_on_each_joint_is_found_at_its_label(tmp_path, hospital: str, view: str, side: int) -> None:
     """Its centroid lies within 0.1 mm of the label; one side at a time, as in a lateral view one ball hides another."""

@@ -160,6 +160,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a POSIX signal")
 def test_the_same_command_goes_on_after_a_kill(dots, tmp_path, monkeypatch):
     script, out = tmp_path / "train.py", tmp_path / "out"

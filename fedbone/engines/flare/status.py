@@ -17,7 +17,8 @@ def look(kits: Path) -> dict:
     """{"parties": by name, "runs": by name}, JSON values.
 
     A party has its number of ``processes``, whether its ``supervisor`` runs and, for a hospital, whether the server
-    knows it (``registered``; None: the server does not answer). A run has ``state`` (running, waiting, finished),
+    has a login key of it (``key``; False: revoked) and knows it with that (``registered``; None: the server does not
+    answer). A run has ``state`` (running, waiting, finished),
     ``finished_rounds`` of ``rounds``, the ``model`` of the last one, the last ``problem`` and ``history``.
     """
     server, *hospitals = parties = load_parties(kits)
@@ -26,8 +27,11 @@ def look(kits: Path) -> dict:
     told = {}
     for kit in parties:
         told[kit.name] = {"processes": len(party_processes(kit)), "supervisor": bool(supervisors(kit))}
+    registry = server.identity_check().registry
     for kit in hospitals:
-        told[kit.name]["registered"] = None if known is None else kit.name in known
+        key = bool(registry.active(kit.name))
+        # FLARE still counts a hospital whose key was revoked while it was there; nothing of it is accepted
+        told[kit.name] |= {"key": key, "registered": None if known is None else key and kit.name in known}
     return {"parties": told, "runs": {run: _run(server, run, jobs.get(run)) for run in runs}}
 
 
@@ -61,7 +65,7 @@ def run_status(args: argparse.Namespace) -> int:
     told = look(args.kits)
     print(json.dumps(told, indent=1) if args.json else in_words(told))
     parties, runs = told["parties"].values(), told["runs"].values()
-    well = all(p["supervisor"] and p.get("registered", True) for p in parties)
+    well = all(p["supervisor"] and p.get("registered", True) and p.get("key", True) for p in parties)
     return 0 if well and all(run["state"] != "waiting" for run in runs) else 1
 
 
@@ -71,6 +75,7 @@ def in_words(told: dict) -> str:
     for name, party in told["parties"].items():
         words = {True: ", registered", False: ", NOT registered", None: ", the server does not answer"}
         known = words[party["registered"]] if "registered" in party else ""
+        known += "" if party.get("key", True) else ", its login key is REVOKED"
         supervisor = "up" if party["supervisor"] else "DOWN"
         lines.append(f"{name:14} {supervisor}, {party['processes']} processes{known}")
     for name, run in told["runs"].items():
