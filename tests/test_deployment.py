@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +17,13 @@ import pytest
 
 from fedbone.config import REPOSITORY, get_profile
 from fedbone.custody import tls_probe
+from fedbone.custody.audit_log import read_log
 from fedbone.custody.identity import LoginKey, Registry
 from fedbone.engines.flare.jobs import ADMINISTRATOR, session, wait_for_start
-from fedbone.engines.flare.kit import ADMIN, load_parties
+from fedbone.engines.flare.kit import ADMIN, Kit, load_parties
 from fedbone.engines.flare.plan import Plan, job_files
-from fedbone.engines.flare.processes import party_processes
+from fedbone.engines.flare.processes import die_with, environment, party_processes
+from fedbone.engines.flare.supervisor import parts
 from fedbone.errors import UserError
 from tests.deployed import SIZE_PX, Deployment, said, undisturbed
 
@@ -216,6 +219,45 @@ def may_run_python(account: list[str]) -> bool:
         )
     except FileNotFoundError:
         return False
+
+
+AS_A_RELAY = """
+import runpy, sys
+from nvflare.private.fed.authenticator import Authenticator
+begin = Authenticator.__init__
+Authenticator.__init__ = lambda self, *a, **k: begin(self, *a, **{**k, "client_type": "relay"})
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_stolen_certificate_without_the_login_key_gets_nobody_in_and_throws_nobody_out(deployment, tmp_path) -> None:
+    """FLARE asks for a login of what calls itself a hospital only; it gives a relay with its name a token as well."""
+    real = deployment.hospitals["hospital_b"]
+    deployment.wait(lambda: deployment.look()["parties"]["hospital_b"]["registered"])
+    copy = tmp_path / "stolen"
+    ignored = shutil.ignore_patterns("runs", "login.key", "*.lock", "*.log*")
+    for part in ("startup", "local", "fedbone"):
+        shutil.copytree(real.folder / part, copy / part, ignore=ignored)
+    _, _, module, *options = parts(Kit.load(copy))[0].command
+    before = len(list(read_log(deployment.server.own / "audit.jsonl")))
+    with open(tmp_path / "out", "wb") as out:
+        command = [sys.executable, "-c", AS_A_RELAY, module, *options]
+        env = environment(Kit.load(copy), "hospital")
+        thief = subprocess.Popen(command, cwd=copy, env=env, stdout=out, stderr=out, preexec_fn=die_with(os.getpid()))
+    try:
+        deployment.wait(lambda: [e for e in _since(deployment, before) if e["event"] == "refusal"])
+        time.sleep(5)  # it tries again and again
+    finally:
+        thief.kill()
+        thief.wait()
+    assert [e for e in _since(deployment, before) if e["event"] == "login"] == []
+    assert b"Successfully registered" not in (tmp_path / "out").read_bytes()
+    assert deployment.look()["parties"]["hospital_b"]["registered"]
+
+
+def _since(deployment: Deployment, line: int) -> list[dict]:
+    return list(read_log(deployment.server.own / "audit.jsonl"))[line:]
 
 
 def test_no_party_needs_to_be_root() -> None:

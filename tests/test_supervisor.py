@@ -1,8 +1,10 @@
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -458,3 +460,26 @@ def test_down_leaves_nothing_and_up_works_again(running):
     deploy("down", running)
     assert not [kit for kit in load_parties(running) if party_processes(kit)]
     assert deploy("up", running).count(": started") == 3
+
+
+def test_a_full_disk_ends_no_supervisor(kit, monkeypatch):
+    """Its own log lies on the same disk."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stop, looks = threading.Event(), []
+
+    class Full:
+        name = "hospital"
+
+        def look(self, now: float) -> None:
+            looks.append(now)
+            stop.set() if len(looks) == 3 else full()
+
+    (kit.own / "hospital.log").write_bytes(bytes(supervisor.LOG_BYTES + 1))
+    monkeypatch.setattr(supervisor.shutil, "copyfile", full)
+    monkeypatch.setattr("builtins.print", full)
+    supervisor._keep_running(kit, [Full()], stop)
+    assert len(looks) == 3
+    assert (kit.own / "hospital.log").stat().st_size == 0

@@ -73,9 +73,10 @@ class IdentityCheck:
     audience: str
     used: Path
 
-    def login(self, token: str | None, site: str, now: float | None = None) -> None:
-        """Return once ``token`` has let ``site`` in; it never will again, whatever becomes of this process."""
-        self._check(f"login of {site}", LOGIN, token, {"iss": site, "sub": site, "aud": self.audience}, _moment(now))
+    def login(self, token: str | None, site: str, now: float | None = None) -> str:
+        """Let ``site`` in by ``token``, which never will again, whatever becomes of this process; its key's id."""
+        expected = {"iss": site, "sub": site, "aud": self.audience}
+        return self._check(f"login of {site}", LOGIN, token, expected, _moment(now))
 
     def update(
         self,
@@ -93,7 +94,8 @@ class IdentityCheck:
         expected = {"iss": site, "sub": site, "aud": self.audience, "run": run, "round": round, "sha256": sha256}
         self._check(f"update of {site}", UPDATE, token, expected, _moment(now))
 
-    def _check(self, where: str, purpose: str, token: str | None, expected: dict, now: float) -> None:
+    def _check(self, where: str, purpose: str, token: str | None, expected: dict, now: float) -> str:
+        """Note the token as used; the id of its key."""
         try:
             kid = _key_id(purpose, token)
             key = self._public_key(kid, expected["iss"])
@@ -103,6 +105,7 @@ class IdentityCheck:
         except _Refusal as refusal:
             raise UserError(where, *refusal.args) from None
         UsedIds(self.used).note(where, claims["iss"], claims["jti"], claims["exp"] + LEEWAY_S, now)
+        return kid
 
     def _public_key(self, kid: str, site: str) -> dict:
         entry = self.registry.entry(kid)

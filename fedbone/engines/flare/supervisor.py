@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def _keep_running(kit: Kit, running: list[Part], stop: threading.Event) -> None:
     while not stop.is_set() and not (kit.folder / SHUT_DOWN).exists():
         now = time.monotonic()
         for part in running:
-            part.look(now)
+            try:
+                part.look(now)
+            except OSError as error:  # no room for its log, too many processes: the next look may do better
+                say(f"{kit.name}: {part.name}: {error}")
         if now - capped >= CAP_S:
             capped = now
             for path in kit.own.glob("*.log"):
@@ -140,10 +144,12 @@ def _keep_running(kit: Kit, running: list[Part], stop: threading.Event) -> None:
 def cap(path: Path) -> None:
     """Move the content of a log that grew over LOG_BYTES into ``NAME.old``; whoever writes to it goes on."""
     if path.stat().st_size > LOG_BYTES:
-        shutil.copyfile(path, path.with_name(f"{path.name}.old"))
+        with suppress(OSError):  # a full disk: the shortening is what helps
+            shutil.copyfile(path, path.with_name(f"{path.name}.old"))
         os.truncate(path, 0)
 
 
 def say(text: str) -> None:
-    """One line with the time, on standard output."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
+    """One line with the time, on standard output; on a full disk there is none, and the party goes on."""
+    with suppress(OSError):
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
