@@ -198,7 +198,6 @@ class PlanValidator(AppValidator):
             if files != expected:
                 names = [name for name in {**files, **expected} if files.get(name) != expected.get(name)]
                 raise UserError("job", f"it is not the job of its plan: {', '.join(sorted(names))}", SUBMIT)
-            _require_same(plan)
         except (UserError, OSError) as error:
             return f"fedbone refuses the job: {error}", {}
         return "", {}
@@ -213,15 +212,6 @@ def require_enough(plan: Plan, index: int, there: list[str], need: int, outcome:
 
 
 SUBMIT = "Submit it with `python -m fedbone deploy submit`; jobs bring numbers, not code"
-
-
-def _require_same(plan: Plan) -> None:
-    """A run's plan never changes: else the old model would be taken for that of the new plan."""
-    from fedbone.engines.flare.run_folder import PLAN
-
-    kept = Path.cwd() / "fedbone" / "runs" / plan.run / PLAN  # FLARE's processes work in their kit
-    if kept.exists() and kept.read_text() != plan.to_json():
-        raise UserError(f"run {plan.run}", "there is a run of this name with another plan", "Choose another name")
 
 
 def _plan_in(files: dict[str, bytes]) -> Plan:
