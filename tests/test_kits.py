@@ -389,7 +389,8 @@ def test_jobs_name_no_class_but_ours_and_are_checked(kits, party):
     resources = json.loads((kits / party / "local/resources.json").read_bytes())
     assert resources["class_list_enforcement_mode"] == "enforce"
     assert resources["class_allow_list"] == ["fedbone.engines.flare."]
-    assert resources["app_validator"] == {"path": "fedbone.engines.flare.plan.PlanValidator", "args": {}}
+    validator = {"server": "admission.ServerValidator", "north": "plan.PlanValidator"}[party]
+    assert resources["app_validator"] == {"path": f"fedbone.engines.flare.{validator}", "args": {}}
     parts = {part["id"]: part["path"] for part in resources["components"]}
     ours = {"login_gate": "security.LoginGate", "rejoin": "rejoin.Rejoin"}
     for name, path in (ours if party == "server" else {"login_sender": "security.LoginSender"}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from nvflare.apis.client import Client
@@ -11,6 +12,7 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
+from fedbone.custody.audit_log import AuditLog
 from fedbone.engines.flare.ask import Ask, Stopped
 from fedbone.engines.flare.kit import Kit
 from fedbone.engines.flare.plan import Plan
@@ -33,22 +35,28 @@ class Rounds(Controller):
         kit = Kit.load(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
         audit = kit.audit()
         ask = Ask(self, self._plan, kit.identity_check(), audit, fl_ctx, abort_signal)
-        with RunFolder(kit, self._plan, audit).opened() as folder:
+        with ExitStack() as held:
+            folder = None
             try:
+                folder = held.enter_context(RunFolder(kit, self._plan, audit).opened())
                 rounds_of(kit, self._plan, folder).run(ask)
             except Stopped:
                 folder.tell("stopped")
                 raise
             except Exception as error:
-                self._note_failure(folder, error, fl_ctx)
+                self._note_failure(audit, folder, error, fl_ctx)
                 raise
 
-    def _note_failure(self, folder: RunFolder, error: Exception, fl_ctx: FLContext) -> None:
-        """In the log first: that the disk is full may be what ended the job."""
+    def _note_failure(self, audit: AuditLog, folder: RunFolder | None, error: Exception, fl_ctx: FLContext) -> None:
+        """In the log first: that the disk is full may be what ended the job.
+
+        Without ``folder`` another job or another plan holds it, and its status is not ours to write.
+        """
         self.log_error(fl_ctx, f"run {self._plan.run} cannot go on in this job: {error}")
         try:
-            folder.audit.append("stop", run=self._plan.run, outcome="failed", detail=str(error)[:250])
-            folder.tell("failed", problem=str(error)[:500])
+            audit.append("stop", run=self._plan.run, outcome="failed", detail=str(error)[:250])
+            if folder:
+                folder.tell("failed", problem=str(error)[:500])
         except OSError as full:
             self.log_error(fl_ctx, f"run {self._plan.run}: that could not be noted: {full}")
 

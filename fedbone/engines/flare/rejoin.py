@@ -20,8 +20,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, JobMetaKey
 from nvflare.apis.job_scheduler_spec import DispatchInfo
 
-from fedbone.engines.flare.kit import Kit, read_json
-from fedbone.engines.flare.plan import Plan
+from fedbone.engines.flare.admission import plan_of_app
+from fedbone.engines.flare.kit import Kit
 from fedbone.engines.flare.run_folder import keep_plan
 from fedbone.errors import UserError
 
@@ -53,8 +53,7 @@ class Rejoin(FLComponent):
         """A job whose process is killed before it could write anything would be lost otherwise."""
         try:
             kit = Kit.load(Path.cwd())  # FLARE's processes work in their kit
-            config = read_json(kit.folder / job_id / "app_server" / "config" / "config_fed_server.json")
-            plan = Plan.from_json(config["workflows"][0]["args"]["plan"])  # PlanValidator has let it in
+            plan = plan_of_app(kit.folder / job_id / "app_server")
             keep_plan(kit.run_folder(plan.run), plan)
         except (UserError, OSError) as error:
             self.logger.error(f"the plan of job {job_id} is not kept: {error}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedbone.config import get_profile
 from fedbone.custody.vault import Context, architecture_of
+from fedbone.engines.flare.admission import require_free
 from fedbone.engines.flare.hospital_side import FINAL
 from fedbone.engines.flare.jobs import ADMINISTRATOR, session, submit, wait_for_start
 from fedbone.engines.flare.kit import ADMIN, SERVER, Kit, names_of, read_directory
@@ -90,10 +91,14 @@ def protection(plan: Plan) -> str:
 
 
 def wait_for_end(server: Kit, plan: Plan) -> int:
-    """Follow ``status.json`` until the run is finished; 0 then. The run goes on when this is stopped."""
+    """Follow ``status.json`` until the run is finished; 0 then. The run goes on when this is stopped.
+
+    Raises UserError when the server's run of this name has another plan, or is cancelled.
+    """
     folder, shown, problem = server.run_folder(plan.run), 0, ""
     with Bar("training", "round") as bar:
         while True:
+            require_free(folder, plan)
             status = read_status(folder)
             done = len(status.get("history", []))
             if done > shown:

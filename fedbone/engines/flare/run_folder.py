@@ -93,11 +93,16 @@ class RunFolder:
 
 def keep_plan(folder: Path, plan: Plan) -> None:
     """Write the plan into a run's folder, once. Raises UserError when there is another one of the same name."""
-    path, text = folder / PLAN, plan.to_json()
-    if not path.exists():
-        write_atomic(path, text.encode())
+    require_same_plan(folder, plan)
+    if not (folder / PLAN).exists():
+        write_atomic(folder / PLAN, plan.to_json().encode())
         sync_folder(folder)
-    elif path.read_text() != text:
+
+
+def require_same_plan(folder: Path, plan: Plan) -> None:
+    """Raises UserError when the folder of this run holds another plan."""
+    path = folder / PLAN
+    if path.exists() and path.read_text() != plan.to_json():
         problem = "there is a run of this name with another plan"
         raise UserError(f"run {plan.run}", problem, "Choose another name: a run's plan never changes")
 

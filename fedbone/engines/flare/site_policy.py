@@ -8,6 +8,7 @@ from nvflare.app_common.resource_consumers.gpu_resource_consumer import GPUResou
 from nvflare.app_common.resource_managers.gpu_resource_manager import GPUResourceManager
 from nvflare.app_common.state_persistors.storage_state_persistor import StorageStatePersistor
 
+from fedbone.engines.flare.admission import ServerValidator
 from fedbone.engines.flare.components import HospitalJobs, KitStorage, ServerJobs
 from fedbone.engines.flare.plan import PlanValidator
 from fedbone.engines.flare.rejoin import Rejoin
@@ -39,6 +40,7 @@ def server_resources(hospitals: int) -> dict:
     """local/resources.json of the server: everything that it keeps lies in its kit."""
     return {
         **_common(),
+        "app_validator": _part(ServerValidator),
         "servers": [
             {
                 "admin_storage": "transfer",
