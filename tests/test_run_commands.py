@@ -8,15 +8,18 @@ import shutil
 import numpy as np
 import pytest
 
-from fedbone.custody.audit_log import read_log
+from fedbone.custody.audit_log import read_log, verify_log
+from fedbone.engines.flare.cancel_command import run_cancel
 from fedbone.engines.flare.consent_command import CONSENT, run_consent
 from fedbone.engines.flare.kit import load_parties, read_json
 from fedbone.engines.flare.kits import OFFICERS
 from fedbone.engines.flare.plan import OPTIMISERS
 from fedbone.engines.flare.run_commands import plan_of, protection, run_model
+from fedbone.engines.flare.run_folder import keep_plan
 from fedbone.engines.flare.run_options import OPTIMISERS as NAMES_OF_OPTIMISERS
-from fedbone.engines.flare.run_options import consent_options, model_options, submit_options
+from fedbone.engines.flare.run_options import cancel_options, consent_options, model_options, submit_options
 from fedbone.engines.flare.status import in_words, look
+from fedbone.engines.flare.watchdog import cancelled, unfinished
 from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital
 from fedbone.model.hrnet import load_model
@@ -115,6 +118,36 @@ def test_status_says_whose_login_key_is_revoked(finished, tmp_path):
     told = look(folder)
     assert [told["parties"][name]["key"] for name in ("hospital_a", "hospital_b")] == [False, True]
     assert sum("its login key is REVOKED" in line for line in in_words(told).splitlines()) == 1
+
+
+def test_a_run_is_cancelled_once_and_status_says_so(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished[0], tmp_path / "kits")
+    server = load_parties(folder)[0]
+    other = server.run_folder("second")
+    other.mkdir()
+    keep_plan(other, plan(folder))
+    parser = argparse.ArgumentParser()
+    cancel_options(parser)
+    for kits in (folder, folder / "server"):
+        assert run_cancel(parser.parse_args([str(kits), "--run", "second"])) == 0
+    assert "was cancelled before" in capsys.readouterr().out
+    told = look(folder)["runs"]
+    assert (told["second"]["state"], told["first"]["state"]) == ("cancelled", "finished")
+    assert [unfinished(server), cancelled(server)] == [[], ["second"]]
+    stops = [entry for entry in read_log(server.own / "audit.jsonl") if entry["outcome"] == "cancelled"]
+    assert [(entry["event"], entry["run"]) for entry in stops] == [("stop", "second")]
+    verify_log(server.own / "audit.jsonl", server.audit_public())
+
+
+@pytest.mark.parametrize(
+    ("kits", "run", "problem"),
+    [("", "first", "it is finished"), ("", "third", "no run of this name"), ("hospital_a", "x", "kit of hospital_a")],
+)
+def test_what_cannot_be_cancelled_is_refused(finished, kits, run, problem):
+    parser = argparse.ArgumentParser()
+    cancel_options(parser)
+    with pytest.raises(UserError, match=problem):
+        run_cancel(parser.parse_args([str(finished[0] / kits), "--run", run]))
 
 
 def consent(kit, *words: str) -> int:

@@ -9,8 +9,15 @@ import pytest
 from fedbone.engines.flare import watchdog as module
 from fedbone.engines.flare.jobs import live_job
 from fedbone.engines.flare.kit import load_parties
-from fedbone.engines.flare.run_folder import FINISHED, keep_plan
-from fedbone.engines.flare.watchdog import LOOKS_WITHOUT_PROCESS, PATIENCE_S, Watchdog, unfinished
+from fedbone.engines.flare.run_folder import CANCELLED, FINISHED, keep_plan
+from fedbone.engines.flare.watchdog import (
+    ABORT_PAUSE_S,
+    LONGEST_PAUSE_S,
+    LOOKS_WITHOUT_PROCESS,
+    PATIENCE_S,
+    Watchdog,
+    unfinished,
+)
 from fedbone.errors import UserError
 from tests.kits import make_kits
 from tests.test_plan import make
@@ -23,6 +30,11 @@ class Session:
 
     def __init__(self, jobs=(), running=(), there=NAMES) -> None:
         self.jobs, self.running, self.there = list(jobs), set(running), there
+        self.aborted = []
+
+    def abort_job(self, job_id):
+        self.aborted.append(job_id)
+        return "told"
 
     def list_jobs(self, name_prefix):
         rows = [dict(zip(("job_id", "job_name", "status"), job, strict=True)) for job in self.jobs]
@@ -112,6 +124,23 @@ def test_a_finished_run_is_left_alone(dog):
     watchdog.look(Session())
     assert not submitted
     assert unfinished(watchdog._kit) == []
+
+
+def test_the_live_job_of_a_cancelled_run_is_ended_and_nothing_brings_it_back(dog):
+    watchdog, submitted, clock = dog
+    (watchdog._kit.run_folder("first") / CANCELLED).touch()
+    session = Session([("a", "first", "RUNNING"), ("b", "first-2", "RUNNING")], running=["a", "b"])
+    for _ in range(3):
+        watchdog.look(session)
+    assert session.aborted == ["a"]  # once: it takes its time
+    clock.now += ABORT_PAUSE_S
+    watchdog.look(session)
+    assert session.aborted == ["a", "a"]
+    session.jobs = []
+    for _ in range(100):
+        clock.now += LONGEST_PAUSE_S
+        watchdog.look(session)
+    assert (len(session.aborted), submitted) == (2, [])
 
 
 def test_a_watchdog_that_was_killed_left_nothing_behind_that_another_needs(dog):

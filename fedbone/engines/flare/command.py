@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedbone.engines.flare.run_options import (
+    cancel_options,
     check_options,
     consent_options,
     consent_terms,
@@ -34,6 +35,7 @@ def deploy_options(sub: argparse.ArgumentParser) -> None:
         add(name, work, text).add_argument("kits", type=Path, metavar="KITS", help="the folder of `deploy init`")
     submit_options(add("submit", _submit, "start a run; it goes on whatever is killed, until its rounds are done"))
     status_options(add("status", _status, "what parties and runs are doing"))
+    cancel_options(add("cancel", _cancel, "end a run for good, on the server's machine"))
     model_options(add("model", _model, "take a run's model out of a party's vault"))
     consent_options(add("consent", _consent, "as a hospital's officer, allow the use of its films, or end it"))
     check_options(add("check", _check, "ask a running deployment on this machine what data protection asks"))
@@ -58,6 +60,12 @@ def _status(args: argparse.Namespace) -> int:
     from fedbone.engines.flare.status import run_status
 
     return run_status(args)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from fedbone.engines.flare.cancel_command import run_cancel
+
+    return run_cancel(args)
 
 
 def _model(args: argparse.Namespace) -> int:

@@ -44,6 +44,12 @@ def status_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="for programs")
 
 
+def cancel_options(sub: argparse.ArgumentParser) -> None:
+    """Of ``deploy cancel``."""
+    sub.add_argument("kits", type=Path, metavar="KITS", help="the server's folder, or the folder of `deploy init`")
+    sub.add_argument("--run", required=True)
+
+
 def model_options(sub: argparse.ArgumentParser) -> None:
     """Of ``deploy model``."""
     sub.add_argument("kit", type=Path, metavar="KIT", help="a hospital's folder: its vault is opened")

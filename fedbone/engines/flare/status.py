@@ -9,7 +9,7 @@ from pathlib import Path
 from fedbone.engines.flare.jobs import ADMINISTRATOR, live_job, registered, session
 from fedbone.engines.flare.kit import ADMIN, Kit, load_parties
 from fedbone.engines.flare.processes import party_processes, supervisors
-from fedbone.engines.flare.run_folder import FINISHED, PLAN, last_release, read_plan, read_status
+from fedbone.engines.flare.run_folder import CANCELLED, FINISHED, PLAN, last_release, read_plan, read_status
 from fedbone.errors import UserError
 
 
@@ -18,8 +18,8 @@ def look(kits: Path) -> dict:
 
     A party has its number of ``processes``, whether its ``supervisor`` runs and, for a hospital, whether the server
     has a login key of it (``key``; False: revoked) and knows it with that (``registered``; None: the server does not
-    answer). A run has ``state`` (running, waiting, finished),
-    ``finished_rounds`` of ``rounds``, the ``model`` of the last one, the last ``problem`` and ``history``.
+    answer). A run has ``state`` (running, waiting, finished,
+    cancelled), ``finished_rounds`` of ``rounds``, the ``model`` of the last one, the last ``problem``, ``history``.
     """
     server, *hospitals = parties = load_parties(kits)
     runs = sorted(path.parent.name for path in server.own.glob(f"runs/*/{PLAN}"))
@@ -49,9 +49,9 @@ def _ask_server(server: Kit, kits: Path, runs: list[str]) -> tuple[list[str] | N
 def _run(server: Kit, run: str, alive: bool | None) -> dict:
     folder = server.run_folder(run)
     status, (index, model) = read_status(folder), last_release(server, run)
-    done = (folder / FINISHED).exists()
+    done = next((state for state in (FINISHED, CANCELLED) if (folder / state).exists()), "")
     return {
-        "state": "finished" if done else "running" if alive else "waiting",
+        "state": done or ("running" if alive else "waiting"),
         "finished_rounds": index + 1,
         "rounds": read_plan(folder).profile.rounds,
         "model": model,

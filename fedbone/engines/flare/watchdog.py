@@ -23,6 +23,7 @@ LOOK_S = 0.5
 LOOKS_WITHOUT_PROCESS = 4  # until a job that FLARE calls running counts as lost
 PATIENCE_S = 20.0  # for hospitals that are still coming back: a run is better repeated with all of them
 LONGEST_PAUSE_S = 60.0
+ABORT_PAUSE_S = 5.0  # a job that was told to end takes some seconds
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Watchdog:
 
     def __init__(self, kit: Kit) -> None:
         self._kit, self._trials = kit, {}
+        self._next_end: dict[str, float] = {}  # when a cancelled run is looked at again
 
     def watch(self) -> None:
         """Look twice a second until the process is ended. Raises UserError when another watchdog is at work."""
@@ -72,6 +74,18 @@ class Watchdog:
                 trial.looks += 1
                 if trial.looks >= LOOKS_WITHOUT_PROCESS:
                     self._start_again(to, plan, trial)
+        for run in cancelled(self._kit):
+            self._end(to, run)
+
+    def _end(self, to: Session, run: str) -> None:
+        """Abort what lives of a cancelled run; seldom, since nothing new of it is let in."""
+        now = time.monotonic()
+        if now < self._next_end.get(run, now):
+            return
+        found = live_job(to, run)
+        if found and found[1]:
+            print(f"watchdog: run {run} is cancelled: {to.abort_job(found[0])}", flush=True)
+        self._next_end[run] = now + (ABORT_PAUSE_S if found else LONGEST_PAUSE_S)
 
     def _start_again(self, to: Session, plan: Plan, trial: _Trial) -> None:
         """When its hospitals are there, or after PATIENCE_S enough of them; with a growing pause if nothing helps."""
@@ -101,6 +115,11 @@ def unfinished(kit: Kit) -> list[Plan]:
         if not (path.with_name(FINISHED).exists() or path.with_name(CANCELLED).exists()):
             plans.append(read_plan(path.parent))
     return plans
+
+
+def cancelled(kit: Kit) -> list[str]:
+    """The runs that were ended for good before they were finished."""
+    return sorted(path.parent.name for path in kit.own.glob(f"runs/*/{CANCELLED}"))
 
 
 def watch(folder: Path) -> None:
