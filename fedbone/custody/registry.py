@@ -161,7 +161,11 @@ class Registry:
 
     def active(self, site: str) -> bool:
         """Whether a key of this hospital holds."""
-        return any(entry["site"] == site and entry["state"] == "active" for entry in self._keys().values())
+        return bool(self.holding(site))
+
+    def holding(self, site: str) -> list[str]:
+        """The ids of this hospital's keys that hold."""
+        return [kid for kid, entry in self._keys().items() if (entry["site"], entry["state"]) == (site, "active")]
 
     def _keys(self) -> dict[str, dict]:
         content = self._file.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fedbone.engines.flare.key_options import key_options
 from fedbone.engines.flare.run_options import (
     cancel_options,
     check_options,
@@ -38,6 +39,7 @@ def deploy_options(sub: argparse.ArgumentParser) -> None:
     cancel_options(add("cancel", _cancel, "end a run for good, on the server's machine"))
     model_options(add("model", _model, "take a run's model out of a party's vault"))
     consent_options(add("consent", _consent, "as a hospital's officer, allow the use of its films, or end it"))
+    key_options(add)
     check_options(add("check", _check, "ask a running deployment on this machine what data protection asks"))
     watch_options(add("watch", _watch, "bring lost runs back; `start` runs it beside the server"))
 

@@ -21,7 +21,10 @@ TAIL_LINES = 8
 
 
 def up(kits: Path, report: Callable[[str], None] = print) -> None:
-    """Start what does not run yet; return when the server knows all hospitals. Raises UserError when one is late."""
+    """Start what does not run yet; return when the server knows all hospitals that have a login key there.
+
+    Raises UserError when one of them is late.
+    """
     parties = load_parties(kits)
     begun, started = time.time(), {}
     if not supervisors(parties[0]) and (problem := port_problem(parties[0])):
@@ -29,11 +32,15 @@ def up(kits: Path, report: Callable[[str], None] = print) -> None:
     for kit in parties:
         if not supervisors(kit):
             started[kit.name] = _start(kit)
+    registry = parties[0].identity_check().registry
+    keyless = [kit for kit in parties[1:] if not registry.active(kit.name)]
     with Bar("starting", "party") as bar:
-        _await(Path(kits), parties, started, begun, bar)
+        _await(Path(kits), [kit for kit in parties if kit not in keyless], started, begun, bar)
     for kit in parties:
         report(f"{kit.name}: {'started' if kit.name in started else 'ran already'}, log: {_log(kit)}")
-    report(f"{len(parties)} parties are up after {time.time() - begun:.1f} s")
+    for kit in keyless:
+        report(f"{kit.name}: the server lets it in when it has a login key of it (`deploy newkey`, `deploy register`)")
+    report(f"{len(parties) - len(keyless)} parties are up after {time.time() - begun:.1f} s")
 
 
 def down(kits: Path, report: Callable[[str], None] = print) -> None:
