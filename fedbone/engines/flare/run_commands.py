@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -121,11 +118,7 @@ def run_model(args: argparse.Namespace) -> int:
     load_vector(model, vector)
     about = {"joints": list(plan.joints), "size_px": plan.profile.size_px, "rounds": index + 1, "seed": plan.seed}
     kit.audit().append("release", run=args.run, round=index, model=sha256(vector), detail="written in clear")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as private:
-        path = save_model(Path(private) / args.out.name, model, sigma_px=plan.profile.sigma_px, **about)
-        os.chmod(path, 0o600)  # before it lies where others can see it
-        os.replace(path, args.out)
+    save_model(args.out, model, sigma_px=plan.profile.sigma_px, **about)
     print(f"{args.out}: the model after {index + 1} rounds, in clear: guard it as you guard the vault")
     return 0
 
