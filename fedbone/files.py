@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,25 +12,29 @@ from typing import BinaryIO
 
 from fedbone.errors import UserError
 
+PRIVATE, SHARED = 0o600, 0o666  # for this account; for whom its umask allows, as with any program's files
 
-def write_atomic(path: Path, write: bytes | Callable[[BinaryIO], None]) -> Path:
+
+def write_atomic(path: Path, write: bytes | Callable[[BinaryIO], None], *, private: bool = False) -> Path:
     """Write bytes, or call ``write`` with the open binary file; a kill at any moment leaves the old or the new file.
 
-    The parent folder is made. Returns ``path``. Raises OSError, naming ``path``, as the file system does; the temporary
-    file is removed.
+    private: for this account only, whatever the umask allows others. The parent folder is made. Returns ``path``.
+    Raises OSError, naming ``path``, as the file system does; the temporary file is removed.
     """
-
-    def publish(name: str) -> None:
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a colleague's account
-        os.replace(name, path)
-
-    return _write_beside(Path(path), write, publish)
+    mode = PRIVATE if private else SHARED
+    return _write_beside(Path(path), write, lambda name: os.replace(name, path), mode)
 
 
-def _write_beside(path: Path, write: bytes | Callable[[BinaryIO], None], publish: Callable[[str], None]) -> Path:
-    """Write a temporary file (new, mode 0600) in the folder of ``path``, and let ``publish`` give it its name."""
+def _write_beside(
+    path: Path, write: bytes | Callable[[BinaryIO], None], publish: Callable[[str], None], mode: int
+) -> Path:
+    """Write a new temporary file in the folder of ``path``, and let ``publish`` give it its name.
+
+    mode: what the system makes the file with, less the umask: asking for the umask would change it for all threads.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+    handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file) if callable(write) else file.write(write)
@@ -61,7 +65,7 @@ def write_secret(path: Path, content: bytes) -> Path:
     # Neither replaces what is there. A rename would on POSIX; Windows refuses it, but knows links on NTFS only.
     publish = os.rename if os.name == "nt" else os.link
     try:
-        _write_beside(path, content, lambda name: publish(name, path))
+        _write_beside(path, content, lambda name: publish(name, path), PRIVATE)
     except FileExistsError:
         problem = "there is a file already, and a secret is never overwritten"
         raise UserError(path, problem, "Choose another name, or move the old file away") from None

@@ -131,10 +131,13 @@ def differences(expected: Mapping[str, Array], found: Mapping[str, Array]) -> st
     return ", ".join(f"{len(names)} {what}: {names[0]}" for what, names in groups.items() if names)
 
 
-def save_checkpoint(path: Path, tensors: dict[str, np.ndarray], metadata: dict) -> Path:
-    """Write named tensors in safetensors form (no pickle), with ``metadata`` as JSON in its header."""
+def save_checkpoint(path: Path, tensors: dict[str, np.ndarray], metadata: dict, *, private: bool = False) -> Path:
+    """Write named tensors in safetensors form (no pickle), with ``metadata`` as JSON in its header.
+
+    private: for this account only, see ``write_atomic``.
+    """
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # safetensors reads raw memory
-    return write_atomic(Path(path), save(dense, {"fedbone": json.dumps(metadata, sort_keys=True)}))
+    return write_atomic(Path(path), save(dense, {"fedbone": json.dumps(metadata, sort_keys=True)}), private=private)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict]:

@@ -69,6 +69,24 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 
 @posix
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)], ids=oct)
+def test_the_umask_says_who_may_read_a_file(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a", {})
+        write_atomic(tmp_path / "b", b"", private=True)
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [mode, 0o600]
+
+
+@posix
+def test_a_private_file_takes_the_place_of_an_open_one(tmp_path):
+    (tmp_path / "a").touch(0o644)
+    assert write_atomic(tmp_path / "a", b"x", private=True).stat().st_mode & 0o777 == 0o600
+
+
+@posix
 def test_a_secret_is_private_from_its_first_byte_and_there_only_when_whole(tmp_path, monkeypatch):
     path, seen, old_mask = tmp_path / "new" / "key", [], os.umask(0)
 

@@ -88,6 +88,7 @@ def test_the_model_comes_out_of_a_vault(finished, tmp_path, party):
     assert run_model(parser.parse_args([str(folder / party), "--run", "first", "--out", str(out)])) == 0
     model, _ = load_model(out)
     assert np.array_equal(to_vector(model), vector)
+    assert out.stat().st_mode & 0o777 == 0o600, "in clear, so for nobody else"
     kit = next(kit for kit in load_parties(folder) if kit.name == party)
     assert list(read_log(kit.own / "audit.jsonl"))[-1]["detail"] == "written in clear"
 

@@ -228,9 +228,12 @@ def build_for(profile: Profile, joints: int, seed: int = 0) -> HRNet:
     return build(profile.preset, joints, seed, norm=profile.norm, checkpointing=profile.checkpointing)
 
 
-def save_model(path: Path, model: HRNet, **metadata: object) -> Path:
-    """One safetensors file: weights, BatchNorm's statistics, the configuration and ``metadata`` (JSON values)."""
-    return save_checkpoint(path, state_arrays(model), {"config": asdict(model.config), **metadata})
+def save_model(path: Path, model: HRNet, *, private: bool = False, **metadata: object) -> Path:
+    """One safetensors file: weights, BatchNorm's statistics, the configuration and ``metadata`` (JSON values).
+
+    private: for this account only, see ``write_atomic``.
+    """
+    return save_checkpoint(path, state_arrays(model), {"config": asdict(model.config), **metadata}, private=private)
 
 
 def load_model(path: Path) -> tuple[HRNet, dict]:

@@ -118,7 +118,7 @@ def run_model(args: argparse.Namespace) -> int:
     load_vector(model, vector)
     about = {"joints": list(plan.joints), "size_px": plan.profile.size_px, "rounds": index + 1, "seed": plan.seed}
     kit.audit().append("release", run=args.run, round=index, model=sha256(vector), detail="written in clear")
-    save_model(args.out, model, sigma_px=plan.profile.sigma_px, **about)
+    save_model(args.out, model, private=True, sigma_px=plan.profile.sigma_px, **about)
     print(f"{args.out}: the model after {index + 1} rounds, in clear: guard it as you guard the vault")
     return 0
 
