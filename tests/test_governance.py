@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbone.engines.flare.disk_probes import OF_ALL_HOSPITALS
 from fedbone.model.predict import load_network
 from fedbone.vectors import load_checkpoint, sha256, to_vector
 
@@ -73,3 +74,12 @@ def test_the_drill_takes_an_hour_and_its_times_go_forward():
 def test_what_it_is_not_is_said():
     for words in ("Not a medical device", "not legal advice"):
         assert words in TEXT
+
+
+@pytest.mark.parametrize("key", OF_ALL_HOSPITALS)
+def test_keys_that_all_hospitals_share_are_in_the_table_and_in_the_drill(key):
+    hospital = next(line for line in TEXT.splitlines() if line.startswith("| hospital |"))
+    section = TEXT[TEXT.index("## 4.") : TEXT.index("## 5.")]
+    drill = {row.split("|")[1].strip(): row for row in section.splitlines() if row.startswith("|")}
+    assert [f"`{key}`" in text for text in (hospital, drill["5"], drill["55"])] == [True] * 3
+    assert "new kits for **all** hospitals" in drill["55"]
