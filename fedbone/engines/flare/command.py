@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedbone.engines.flare.key_options import key_options
+from fedbone.engines.flare.key_options import films_options, key_options
 from fedbone.engines.flare.run_options import (
     cancel_options,
     check_options,
@@ -19,6 +20,9 @@ from fedbone.engines.flare.run_options import (
 from fedbone.errors import UserError
 from fedbone.options import positive
 
+if TYPE_CHECKING:
+    from fedbone.engines.flare.describe import Described
+
 
 def deploy_options(sub: argparse.ArgumentParser) -> None:
     """The commands under ``python -m fedbone deploy``."""
@@ -30,6 +34,7 @@ def deploy_options(sub: argparse.ArgumentParser) -> None:
         return action
 
     _init_options(add("init", _init, "make the kits of a new deployment: server, hospitals, administrator"))
+    films_options(add)
     start = add("start", _start, "run one party in the foreground, and start it again whenever it ends")
     start.add_argument("kit", type=Path, metavar="KIT", help="the party's folder")
     for name, work, text in (("up", _up, "start all parties on this machine"), ("down", _down, "stop them all")):
@@ -97,7 +102,10 @@ def _watch(args: argparse.Namespace) -> int:
 
 def _init_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, metavar="KITS", help="new folder for the kits")
-    sub.add_argument("--data", type=Path, help="folder with one sub-folder per hospital (default: data/sample)")
+    films = sub.add_mutually_exclusive_group()
+    films.add_argument("--data", type=Path, help="folder with one sub-folder per hospital (default: data/sample)")
+    text = "instead of films: a hospital's entry, which it wrote with `deploy describe`; again for the others"
+    films.add_argument("--directory", type=Path, action="append", metavar="FILE.json", help=text)
     sub.add_argument("--hospitals", type=positive, metavar="N", help="the first N of them (default: all)")
     sub.add_argument("--names", metavar="A,B,...", help="the hospitals' names, in order (default: their folders')")
     sub.add_argument("--host", default="localhost", help="the server's name as hospitals reach it (default localhost)")
@@ -105,8 +113,33 @@ def _init_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _init(args: argparse.Namespace) -> int:
+    from fedbone.engines.flare.kits import AUTHORITY, VALID_DAYS, create_kits_of
+
+    hospitals = _described(args) if args.directory else _found(args)
+    out = create_kits_of(args.out, hospitals, args.host, args.port)
+    if args.data is None and not args.directory:
+        _sign_for_sample(out, list(hospitals))
+    print(f"{out}: kits for server, administrator and {', '.join(hospitals)}")
+    print(f"certificates hold for {VALID_DAYS} days; {out / AUTHORITY} can make new ones: keep it off line")
+    if args.directory:
+        print("each hospital names its films: `python -m fedbone deploy films KIT --data FOLDER`")
+    return 0
+
+
+def _described(args: argparse.Namespace) -> dict[str, Described]:
+    """The hospitals as they described themselves."""
+    from fedbone.engines.flare.describe import read_described
+
+    if args.names or args.hospitals:
+        problem = "--names and --hospitals choose among folders of films"
+        raise UserError("--directory", problem, "Leave them out: the files name the hospitals")
+    return read_described(args.directory)
+
+
+def _found(args: argparse.Namespace) -> dict[str, Described]:
+    """The hospitals by the films that are at hand."""
     from fedbone.config import COARSEST_PX, SAMPLE
-    from fedbone.engines.flare.kits import AUTHORITY, VALID_DAYS, create_kits
+    from fedbone.engines.flare.describe import Described
     from fedbone.imaging.folder import load_hospitals
     from fedbone.progress import Bar
 
@@ -118,13 +151,9 @@ def _init(args: argparse.Namespace) -> int:
     if not count == len(names) == len(set(names)) or count > len(found):
         problem = f"{count} hospitals and {len(set(names))} different names for {len(found)} folders"
         raise UserError(folder, problem, "Give --data with a sub-folder for each hospital, and a name for each")
-    hospitals = {name: (folder / data.name, data) for name, data in zip(names, found, strict=False)}
-    out = create_kits(args.out, hospitals, args.host, args.port)
-    if args.data is None:
-        _sign_for_sample(out, names)
-    print(*problems, f"{out}: kits for server, administrator and {', '.join(names)}", sep="\n")
-    print(f"certificates hold for {VALID_DAYS} days; {out / AUTHORITY} can make new ones: keep it off line")
-    return 0
+    for problem in problems:
+        print(problem)
+    return {name: Described.of(data, folder / data.name) for name, data in zip(names, found, strict=False)}
 
 
 def _sign_for_sample(out: Path, names: list[str]) -> None:

@@ -29,7 +29,7 @@ def grant(kit: Kit, officer: SigningKey, args: argparse.Namespace) -> Manifest:
     now = datetime.now(UTC).replace(microsecond=0)
     manifest = Manifest(
         hospital=kit.name,
-        dataset_sha256=dataset_sha256(kit.data),
+        dataset_sha256=dataset_sha256(kit.films()),
         purpose=args.purpose,
         runs=tuple(args.runs.split(",")),
         legal_basis=args.legal_basis,
@@ -46,8 +46,7 @@ def grant(kit: Kit, officer: SigningKey, args: argparse.Namespace) -> Manifest:
 def run_consent(args: argparse.Namespace) -> int:
     """Grant or withdraw it; training asks for it before every round."""
     kit = Kit.load(args.kit)
-    if kit.data is None:
-        raise UserError(kit.folder, "it has no films to consent to", "Give a hospital's kit")
+    kit.films()  # raises UserError where there is nothing to consent to
     key = SigningKey.load(args.key)
     if key.public != kit.consent_public():
         remedy = "Give the private key that belongs to consent.pub in the kit"

@@ -44,7 +44,7 @@ class HospitalSide:
         self.hospital = Hospital(_films(kit, plan), plan.profile, privacy=_privacy(kit, plan))
         layout = layout_of(build_for(plan.profile, len(plan.joints)))
         self._parameters, self._architecture = layout.size, architecture_of(layout)
-        self._folder, self._dataset = kit.run_folder(plan.run), dataset_sha256(kit.data)
+        self._folder, self._dataset = kit.run_folder(plan.run), dataset_sha256(kit.films())
         keep_plan(self._folder, plan)
         self._hidden = HiddenHospital(self, layout) if plan.sums != "none" else None
 
@@ -115,7 +115,8 @@ class HospitalSide:
 
 def _films(kit: Kit, plan: Plan) -> HospitalData:
     """This hospital's films; those that had to be left out are named in its log."""
-    hospitals, problems = load_hospitals(kit.data.parent, plan.profile.size_px, plan.seed, only=kit.data.name)
+    folder = kit.films()
+    hospitals, problems = load_hospitals(folder.parent, plan.profile.size_px, plan.seed, only=folder.name)
     for problem in problems:
         logging.getLogger(__name__).warning("left out: %s", problem)
     data = replace(hospitals[0], name=kit.name, labels=plan.labels[kit.name])

@@ -25,6 +25,33 @@ def key_options(add: Add) -> None:
     sub.add_argument("public", type=Path, metavar="PUBLIC.json", help="what `deploy newkey` wrote")
 
 
+def films_options(add: Add) -> None:
+    """Add the commands ``describe`` and ``films``."""
+    sub = add("describe", _describe, "at a hospital: write what its films label, for `init --directory`")
+    _films(sub)
+    sub.add_argument("--name", required=True, help="the hospital's: small letters, digits, - and _")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="nothing in it is about a patient")
+    sub = add("films", _name_films, "at a hospital: name its films in its kit, and count their patients")
+    sub.add_argument("kit", type=Path, metavar="KIT", help="the hospital's folder")
+    _films(sub)
+
+
+def _films(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="this hospital's films and labels")
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from fedbone.engines.flare.describe import run_describe
+
+    return run_describe(args)
+
+
+def _name_films(args: argparse.Namespace) -> int:
+    from fedbone.engines.flare.describe import run_films
+
+    return run_films(args)
+
+
 def _server(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("kit", type=Path, metavar="SERVER_KIT", help="the server's folder")
 

@@ -37,7 +37,7 @@ class Kit:
     host: str
     port: int
     hospitals: tuple[str, ...]
-    data: Path | None  # the hospital's films
+    data: Path | None  # the hospital's films; None until it has named them
 
     @classmethod
     def load(cls, folder: Path) -> Kit:
@@ -64,8 +64,8 @@ class Kit:
     def write_settings(self) -> Path:
         """Write what ``load`` reads."""
         values = {name: getattr(self, name) for name in SETTINGS}
-        if self.data:
-            values["data"] = str(self.data)
+        if self.role == "hospital":
+            values["data"] = str(self.data or "")
         return write_json(self.own / "settings.json", values)
 
     @property
@@ -76,6 +76,13 @@ class Kit:
     def run_folder(self, run: str) -> Path:
         """Where this party keeps what a run must find again after a restart."""
         return self.own / "runs" / run
+
+    def films(self) -> Path:
+        """The folder of the hospital's films. Raises UserError when the kit does not name it."""
+        if self.data is None:
+            remedy = "At a hospital, run `python -m fedbone deploy films` with its kit"
+            raise UserError(self.folder, f"the kit of {self.name} has no films", remedy)
+        return self.data
 
     def directory(self) -> dict[str, dict]:
         """What everybody knows of each hospital: its labels, its joints and its public signing key (hex)."""
@@ -137,7 +144,8 @@ class Kit:
         path = self.own / "privacy_budget.json"
         values = read_json(path)
         if {name: type(value) for name, value in values.items()} != BUDGET:
-            raise UserError(path, f"it does not hold {', '.join(BUDGET)}", REMEDY)
+            remedy = "`python -m fedbone deploy films` counts the patients; its staff write the others"
+            raise UserError(path, f"it does not hold {', '.join(BUDGET)}", remedy)
         return values
 
 
@@ -177,7 +185,7 @@ def load_parties(kits: Path) -> list[Kit]:
 
 
 def _path(values: dict) -> Path | None:
-    return Path(values["data"]) if "data" in values else None
+    return Path(values["data"]) if values.get("data") else None
 
 
 def _public(path: Path) -> bytes:

@@ -30,6 +30,7 @@ from fedbone.custody.identity import LoginKey, Registry
 from fedbone.custody.vault import KEY_BYTES, create_key
 from fedbone.encryption.paillier_keys import generate
 from fedbone.encryption.signing import SigningKey
+from fedbone.engines.flare.describe import Described
 from fedbone.engines.flare.jobs import ADMINISTRATOR, WATCHDOG
 from fedbone.engines.flare.kit import ADMIN, DEPLOYMENT, DIRECTORY, NAME, SERVER, Kit
 from fedbone.engines.flare.site_policy import authorization, hospital_resources, log_config, server_resources
@@ -55,9 +56,14 @@ BUDGET = {"dp_delta": 1e-5, "epsilon_limit": 8.0}  # for a trial; each hospital'
 
 
 def create_kits(out: Path, hospitals: dict[str, tuple[Path, HospitalData]], host: str, port: int | None) -> Path:
+    """``create_kits_of`` for films at hand: by hospital, their folder and what is in it."""
+    return create_kits_of(out, {name: Described.of(of, place) for name, (place, of) in hospitals.items()}, host, port)
+
+
+def create_kits_of(out: Path, hospitals: dict[str, Described], host: str, port: int | None) -> Path:
     """Write the kits of a new deployment into the new folder ``out``, whole or not at all; its path.
 
-    hospitals: by name, the folder of the films and what is in it; host: the server's name, as the hospitals reach it;
+    hospitals: by name, what is known of each; host: the server's name, as the hospitals reach it;
     port: None for a free one of this machine. Raises UserError for names and hosts that cannot be, and when there is
     something at ``out``.
     """
@@ -69,15 +75,15 @@ def create_kits(out: Path, hospitals: dict[str, tuple[Path, HospitalData]], host
         port = port or free_port()
         project = f"fedbone-{uuid.uuid4().hex[:8]}"
         _provision(folder, _project(project, host, port, hospitals))
-        kits = {name: Kit(folder / name, "hospital", name, project, host, port, tuple(hospitals), place.resolve())
-                for name, (place, _) in hospitals.items()}  # fmt: skip
+        kits = {name: Kit(folder / name, "hospital", name, project, host, port, tuple(hospitals), of.data)
+                for name, of in hospitals.items()}  # fmt: skip
         server = Kit(folder / SERVER, "server", SERVER, project, host, port, tuple(hospitals), None)
         for kit in (server, *kits.values()):
             _write_own(kit)
         _write_server(server)
         _write_hospitals(server, kits)
         _write_officers(folder / OFFICERS, kits.values())
-        _write_about(server, kits, {name: data for name, (_, data) in hospitals.items()})
+        _write_about(server, kits, hospitals)
         public = {"project": project, "host": host, "port": port, "hospitals": list(hospitals)}
         write_json(folder / DEPLOYMENT, public)
         shutil.copyfile(server.own / DIRECTORY, folder / DIRECTORY)  # for whoever submits runs from elsewhere
@@ -206,14 +212,13 @@ def _write_officers(folder: Path, kits: Iterable[Kit]) -> None:
         write_atomic(kit.own / "consent.pub", f"{key.public.hex()}\n".encode())
 
 
-def _write_about(server: Kit, kits: dict[str, Kit], films: dict[str, HospitalData]) -> None:
-    """What everybody knows of each hospital, and what it may spend on DP-SGD."""
+def _write_about(server: Kit, kits: dict[str, Kit], hospitals: dict[str, Described]) -> None:
+    """What everybody knows of each hospital, and what it may spend on DP-SGD; `deploy films` adds its patients."""
     entries = {}
     for name, kit in kits.items():
-        of = films[name]
-        labels = [joint for joint, labelled in zip(of.joints, of.labelled, strict=True) if labelled]
-        public = kit.signing_key().public.hex()
-        entries[name] = {"labels": labels, "joints": list(of.joints), "signing_key": public}
-        write_json(kit.own / "privacy_budget.json", {"patients": len(set(of.train.patients)), **BUDGET})
+        of = hospitals[name]
+        entries[name] = {**of.entry(), "signing_key": kit.signing_key().public.hex()}
+        counted = {} if of.patients is None else {"patients": of.patients}
+        write_json(kit.own / "privacy_budget.json", {**counted, **BUDGET})
     for kit in (server, *kits.values()):
         write_json(kit.own / DIRECTORY, {"hospitals": entries})

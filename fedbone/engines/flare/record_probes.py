@@ -162,7 +162,7 @@ def consent(parties: Sequence[Kit]) -> Evidence:
             copy = Path(shutil.copy(kit.own / CONSENT, folder))  # asking notes the serial number beside it
             if (kit.own / "consent_seen").is_dir():
                 shutil.copytree(kit.own / "consent_seen", copy.with_name("consent_seen"))
-            found, now = dataset_sha256(kit.data), datetime.now(UTC)
+            found, now = dataset_sha256(kit.films()), datetime.now(UTC)
             given = [require_consent(copy, kit.consent_public(), kit.name, run, found, now) for run in runs][-1]
         until = f"serial {given.serial}, until {given.valid_until:%Y-%m-%d}, by {given.officer}"
         details[kit.name] = f"{until}; legal basis: {given.legal_basis}; runs: {', '.join(runs)}"
