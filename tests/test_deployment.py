@@ -22,7 +22,7 @@ from fedbone.custody.identity import LoginKey, Registry
 from fedbone.engines.flare.jobs import ADMINISTRATOR, session, wait_for_start
 from fedbone.engines.flare.kit import ADMIN, Kit, load_parties
 from fedbone.engines.flare.plan import Plan, job_files
-from fedbone.engines.flare.processes import die_with, environment, party_processes
+from fedbone.engines.flare.processes import die_with, environment, party_processes, temporary_files
 from fedbone.engines.flare.supervisor import parts
 from fedbone.errors import UserError
 from tests.deployed import SIZE_PX, Deployment, said, undisturbed
@@ -105,7 +105,7 @@ def test_no_model_of_any_round_lies_in_clear_on_the_disk(deployment, runs) -> No
 
 def test_a_model_in_clear_on_the_disk_would_be_found(deployment, runs) -> None:
     model = undisturbed(runs["none"], ((*ALL,),) * 3)["round 1"]
-    for folder in (deployment.server.folder / "jobs", deployment.folder / "temporary files"):
+    for folder in (deployment.server.folder / "jobs", temporary_files(deployment.server)):
         planted = folder / "planted.bin"
         planted.write_bytes(b"some bytes before" + model.tobytes())
         assert {finding.where for finding in deployment.clear_weights(runs["none"])} == {str(planted)}

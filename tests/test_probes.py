@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import cache, partial
 
 import numpy as np
@@ -18,6 +20,7 @@ from fedbone.engines.flare import check_command, disk_probes, probes, round_prob
 from fedbone.engines.flare.consent_command import CONSENT
 from fedbone.engines.flare.kit import load_parties
 from fedbone.engines.flare.probes import probes_of
+from fedbone.engines.flare.processes import environment, temporary_files
 from fedbone.engines.flare.record_probes import LEDGER
 from fedbone.errors import UserError
 from fedbone.federation.hospital import Hospital
@@ -179,6 +182,39 @@ def test_a_model_in_clear_in_another_folder_is_found(kits, tmp_path):
     (tmp_path / "more" / "core.1234").write_bytes(model_of(kits).astype(np.float16).tobytes())
     with pytest.raises(UserError, match=r"core\.1234"):
         probes_of(kits, also=[tmp_path / "more"])["storage_sealed"]()
+
+
+@pytest.fixture
+def idle():
+    """Starts an idle process that carries the marks of a party, its environment changed as asked."""
+    started = []
+
+    def start(kit, **changes):
+        command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(300)"]
+        env = environment(kit, kit.role) | changes
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE))
+        started[-1].stdout.readline()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_model_in_clear_among_a_partys_temporary_files_is_found(kits, idle):
+    server = load_parties(kits)[0]
+    idle(server)
+    assert probes_of(kits)["storage_sealed"]().details["temporary folders searched"] == 1
+    (temporary_files(server) / "spill").write_bytes(model_of(kits).tobytes())
+    assert "spill" in fails(kits, "storage_sealed")
+
+
+def test_a_temporary_folder_of_everybody_is_left_to_people_or_named(kits, idle, tmp_path):
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o1777)
+    idle(load_parties(kits)[1], TMPDIR=str(shared))
+    assert "Not searched: 1 temporary folder" in probes_of(kits)["storage_sealed"]().undecided
+    assert not probes_of(kits, also=[shared])["storage_sealed"]().undecided
 
 
 def test_a_sealed_model_that_was_exchanged_is_found(kits):
@@ -367,7 +403,7 @@ def test_a_running_deployment_passes_and_an_intruder_does_not_get_in(tmp_path):
         report = tmp_path / "report.html"
         done = deployment.command("check", deployment.kits, "--out", report, "--intrude", check=False)
         assert (done.returncode, "0 failed, 16 needs a human, 15 proved" in done.stdout) == (0, True), done.stdout
-        assert "temporary folders searched: 1" in report.read_text()
+        assert "temporary folders searched: 4" in report.read_text()
         assert "So was one over the network" in report.read_text()
         assert all(deployment.look()["parties"][name]["registered"] for name in deployment.hospitals)
         deployment.require_valid_logs()

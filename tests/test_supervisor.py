@@ -21,6 +21,7 @@ from fedbone.engines.flare.processes import (
     party_processes,
     require_linux,
     supervisors,
+    temporary_files,
 )
 from fedbone.engines.flare.supervisor import FIRST_PAUSE_S, HEALTHY_S, LONGEST_PAUSE_S, SAY_S, Part, cap, parts
 from fedbone.errors import UserError
@@ -69,6 +70,7 @@ def gone(process: int) -> bool:
 
 def test_processes_are_found_by_kit_and_part(kit, tmp_path):
     other = Kit(Path(f"{kit.folder}2"), "hospital", "north", "fedbone-0", "localhost", 9, ("north",), tmp_path)
+    other.own.mkdir(parents=True)
     ours, theirs = started(kit, "hospital", SLEEP), started(other, "hospital", SLEEP)
     watchdog = started(kit, "watchdog", SLEEP)
     try:
@@ -140,6 +142,15 @@ def test_environment_keeps_what_was_set(kit, monkeypatch):
     env = environment(kit, "x")
     assert env["MALLOC_ARENA_MAX"] == "2"
     assert env["PYTHONPATH"].split(os.pathsep) == [str(REPOSITORY), "/elsewhere"]
+
+
+def test_temporary_files_lie_in_the_kit_for_nobody_else(kit, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    code = "import tempfile; print(tempfile.gettempdir())"
+    process = started(kit, "hospital", ["-c", code])
+    assert process.communicate()[0] == f"{temporary_files(kit)}\n"
+    assert temporary_files(kit).is_relative_to(kit.own)
+    assert temporary_files(kit).stat().st_mode & 0o777 == 0o700
 
 
 def test_only_one_supervisor(kit):
@@ -285,11 +296,11 @@ RUN = """if True:
 
 
 @contextmanager
-def supervised(kit, command):
+def supervised(kit, command, output=subprocess.PIPE):
     """A supervisor process for ``command``, and the process that it runs."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(kit.folder), *command], env=env, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUN, str(kit.folder), *command], env=env, stdout=output, text=True
     )
     try:
         yield process, until(lambda: party_processes(kit, "hospital"))
@@ -361,6 +372,39 @@ def test_second_supervisor_is_refused(kit):
         assert done.returncode == 2
         assert f"process {first.pid} runs north already" in done.stderr
         assert first.poll() is None
+
+
+def test_leftover_temporary_files_go_when_the_supervisor_starts(kit):
+    temporary_files(kit).mkdir()
+    (temporary_files(kit) / "leftover").write_bytes(b"?")
+    with supervised(kit, SLEEP):
+        assert list(temporary_files(kit).iterdir()) == []
+
+
+FULL = Path("/dev/full")  # whoever writes to it is told that the disk is full
+
+
+def test_a_supervisor_whose_log_is_on_a_full_disk_goes_on(kit):
+    with FULL.open("w") as full, supervised(kit, SLEEP, full) as (process, (first,)):
+        os.kill(first, signal.SIGKILL)
+        assert until(lambda: party_processes(kit, "hospital") - {first})
+        assert process.poll() is None
+
+
+def test_a_part_that_cannot_be_started_is_tried_again(kit, capfd):
+    """Its log cannot be made, as on a full disk."""
+    stop, part = threading.Event(), Part(kit, "hospital", SLEEP)
+    part.log.mkdir()
+    loop = threading.Thread(target=supervisor._keep_running, args=(kit, [part], stop))
+    loop.start()
+    try:
+        said = until(lambda: capfd.readouterr().out)
+        part.log.rmdir()
+        assert until(lambda: party_processes(kit, "hospital"))
+    finally:
+        stop.set()
+        loop.join()
+    assert "hospital.log" in said
 
 
 def test_down_without_anything_running(tmp_path):
@@ -476,6 +520,9 @@ def test_a_full_disk_ends_no_supervisor(kit, monkeypatch):
         def look(self, now: float) -> None:
             looks.append(now)
             stop.set() if len(looks) == 3 else full()
+
+        def put_off(self, problem: Exception, now: float) -> None:
+            supervisor.say(str(problem))
 
     (kit.own / "hospital.log").write_bytes(bytes(supervisor.LOG_BYTES + 1))
     monkeypatch.setattr(supervisor.shutil, "copyfile", full)

@@ -18,7 +18,7 @@ from fedbone.custody import at_rest
 from fedbone.custody.compliance import Evidence
 from fedbone.engines.flare.kit import Kit
 from fedbone.engines.flare.kits import AUTHORITY, OFFICERS
-from fedbone.engines.flare.processes import party_processes
+from fedbone.engines.flare.processes import party_processes, supervisors
 from fedbone.engines.flare.record_probes import NO_RUN, runs_of
 from fedbone.engines.flare.run_commands import open_model
 from fedbone.engines.flare.run_folder import last_release
@@ -41,11 +41,12 @@ def storage_sealed(kits: Path, parties: Sequence[Kit], also: Sequence[Path]) -> 
     if not models:
         return Evidence("Nothing was searched.", undecided=NO_RUN)
     own, shared = temporary_folders(parties)
-    found = at_rest.storage_sealed([kits, *own, *also], models)
+    elsewhere = [folder for folder in own if not folder.is_relative_to(kits)]
+    found = at_rest.storage_sealed([kits, *elsewhere, *also], models)
     details = {**found.details, "temporary folders searched": len(own), "other folders searched": len(also)}
-    if shared:
-        details["not searched"] = f"{len(shared)} temporary folder that others write to as well: see --also"
-    return replace(found, details=details)
+    left = len(shared - {Path(folder).resolve() for folder in also})
+    undecided = f"Not searched: {left} temporary folder that others write to as well. Name it with --also."
+    return replace(found, details=details, undecided=undecided if left else "")
 
 
 def released_models(parties: Sequence[Kit]) -> dict[str, np.ndarray]:
@@ -63,7 +64,8 @@ def released_models(parties: Sequence[Kit]) -> dict[str, np.ndarray]:
 def temporary_folders(parties: Sequence[Kit]) -> tuple[set[Path], set[Path]]:
     """(those that the parties' processes have to themselves, those that every account writes to)."""
     folders = set()
-    for process in set().union(*(party_processes(kit) for kit in parties)):
+    # a supervisor makes no temporary files, and one in a terminal has the environment of that
+    for process in set().union(*(party_processes(kit) - supervisors(kit) for kit in parties)):
         with suppress(OSError):  # it has ended
             environ = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
             named = [value[7:].decode() for value in environ if value.startswith(b"TMPDIR=")]

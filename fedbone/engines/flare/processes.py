@@ -30,14 +30,24 @@ def require_linux() -> None:
 
 
 def environment(kit: Kit, part: str) -> dict[str, str]:
-    """The environment of a process of this party: what marks it, and where it finds fedbone."""
+    """The environment of a process of this party: what marks it, where it finds fedbone and keeps temporary files.
+
+    The folder of those is made. It lies in the kit, so that it is searched and guarded with the kit.
+    """
     import fedbone
 
+    temporary = temporary_files(kit)
+    temporary.mkdir(mode=0o700, exist_ok=True)
     package = str(Path(fedbone.__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    ours = {KIT: str(kit.folder), PART: part, "PYTHONPATH": os.pathsep.join(paths)}
+    ours = {KIT: str(kit.folder), PART: part, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(temporary)}
     ours["PYTHONSAFEPATH"] = "1"  # nothing is imported from the kit, which is the working folder
     return {"MALLOC_ARENA_MAX": "4", **os.environ, **ours}  # as FLARE's own start script: half the memory
+
+
+def temporary_files(kit: Kit) -> Path:
+    """The folder that a party's processes have for temporary files; its supervisor empties it when it starts."""
+    return kit.own / "temporary"
 
 
 def party_processes(kit: Kit, part: str | None = None) -> set[int]:

@@ -19,7 +19,14 @@ from pathlib import Path
 
 from fedbone.engines.flare.kit import Kit
 from fedbone.engines.flare.preflight import port_problem, preflight
-from fedbone.engines.flare.processes import die_with, end_processes, environment, only_supervisor, party_processes
+from fedbone.engines.flare.processes import (
+    die_with,
+    end_processes,
+    environment,
+    only_supervisor,
+    party_processes,
+    temporary_files,
+)
 from fedbone.errors import UserError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a start; doubled with each end
@@ -59,10 +66,14 @@ class Part:
         elif self._process.poll() is not None:
             self._ended(now)
 
+    def put_off(self, problem: Exception, now: float) -> None:
+        """Say why it was not started, and try again later."""
+        self._not_before = now + FIRST_PAUSE_S
+        self._complain(str(problem), now)
+
     def _start(self, now: float) -> None:
         if problem := self.ready():
-            self._not_before = now + FIRST_PAUSE_S
-            self._complain(str(problem), now)
+            self.put_off(problem, now)
             return
         with open(self.log, "ab") as log:  # for appending, so that it can be cut short under the process
             self._process = subprocess.Popen(
@@ -116,6 +127,7 @@ def run(folder: Path) -> int:
         signal.signal(number, lambda *_: stop.set())
     with only_supervisor(kit):
         end_processes(lambda: party_processes(kit))  # of a supervisor that was killed
+        shutil.rmtree(temporary_files(kit), ignore_errors=True)  # no process is left that could need them
         (kit.folder / SHUT_DOWN).unlink(missing_ok=True)
         try:
             _keep_running(kit, parts(kit), stop)
@@ -132,8 +144,8 @@ def _keep_running(kit: Kit, running: list[Part], stop: threading.Event) -> None:
         for part in running:
             try:
                 part.look(now)
-            except OSError as error:  # no room for its log, too many processes: the next look may do better
-                say(f"{kit.name}: {part.name}: {error}")
+            except OSError as error:  # a full disk, or no more processes: it may pass, and the party goes on
+                part.put_off(error, now)
         if now - capped >= CAP_S:
             capped = now
             for path in kit.own.glob("*.log"):
