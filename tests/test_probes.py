@@ -37,12 +37,9 @@ OVER_TCP = (
     "foreign_certificate_refused",
 )
 HUMAN = ("key_files_private", "images_never_sent", "privacy_budget")  # on a trial deployment without noise
+ON_COPIES = ("login_forged_refused", "login_replayed_refused", "update_edited_refused", "revoked_key_refused")
 PROVED = (
     "consent",
-    "login_forged_refused",
-    "login_replayed_refused",
-    "update_edited_refused",
-    "revoked_key_refused",
     "storage_sealed",
     "server_holds_no_private_key",
     "audit_chain",
@@ -87,6 +84,23 @@ def kits(made, tmp_path):
     return shutil.copytree(made, tmp_path / "other kits")
 
 
+@pytest.fixture
+def idle():
+    """Starts an idle process that carries the marks of a party, its environment changed as asked."""
+    started = []
+
+    def start(kit, **changes):
+        command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(300)"]
+        env = environment(kit, kit.role) | changes
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE))
+        started[-1].stdout.readline()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 def fails(folder, name: str) -> str:
     with pytest.raises(UserError) as error:
         probes_of(folder)[name]()
@@ -123,11 +137,69 @@ def test_without_a_run_nothing_is_proved(tmp_path, name):
 
 def test_the_deployment_is_not_touched(kits):
     before = {path: path.read_bytes() for path in sorted(kits.rglob("*")) if path.is_file()}
-    for name in PROVED + HUMAN:
+    for name in PROVED + ON_COPIES + HUMAN:
         probes_of(kits)[name]()
     after = {path: path.read_bytes() for path in sorted(kits.rglob("*")) if path.is_file()}
     assert after.keys() - before.keys() == set()
     assert [path for path in before if after.get(path) != before[path]] == []
+
+
+# identity: what is tried on copies tells of a deployment that runs as it was made
+
+
+def test_what_holds_on_copies_is_proved_when_all_parties_run(made, idle):
+    first, *others = load_parties(made)
+    for kit in others:
+        idle(kit)
+    for name in ON_COPIES:
+        assert "Not running: server. " in probes_of(made)[name]().undecided
+    idle(first)
+    for name in ON_COPIES:
+        evidence = probes_of(made)[name]()
+        assert not evidence.undecided
+        assert "this installation's code, on copies" in evidence.text
+
+
+def edited(path, change) -> None:
+    content = json.loads(path.read_bytes())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def without_gate(resources) -> None:
+    resources["components"] = [part for part in resources["components"] if part["id"] != "login_gate"]
+
+
+@pytest.mark.parametrize("name", ON_COPIES)
+def test_a_server_without_its_login_gate_is_found(kits, name):
+    edited(kits / "server/local/resources.json", without_gate)
+    assert "server/local/resources.json: it is not as fedbone writes it: components > login_gate is missing" in fails(
+        kits, name
+    )
+
+
+POLICIES = {
+    "hospital_b/local/resources.json": (
+        lambda content: content.update(class_list_enforcement_mode="off"),
+        'class_list_enforcement_mode is "off", not "enforce"',
+    ),
+    "server/local/authorization.json": (
+        lambda content: content["permissions"]["lead"].update(byoc="any", more="any"),
+        'permissions > lead > byoc is "any", not "none"; permissions > lead > more was added',
+    ),
+    "server/local/resources.json": (
+        lambda content: content["components"].append(content["components"][0]),
+        "components is [",
+    ),
+    "hospital_a/local/resources.json": (lambda content: content["components"].reverse(), "the order is another"),
+}
+
+
+@pytest.mark.parametrize("path", POLICIES)
+def test_a_party_that_allows_more_than_it_was_given_is_found(kits, path):
+    change, problem = POLICIES[path]
+    edited(kits / path, change)
+    assert f"{path}: it is not as fedbone writes it: {problem}" in fails(kits, "login_forged_refused")
 
 
 # identity: the same probe against a server with a fault
@@ -135,7 +207,7 @@ def test_the_deployment_is_not_touched(kits):
 
 def test_a_server_that_lets_everybody_in_is_found(made, monkeypatch):
     monkeypatch.setattr("fedbone.custody.identity.IdentityCheck._check", lambda *_: None)
-    for name in ("login_forged_refused", "login_replayed_refused", "update_edited_refused", "revoked_key_refused"):
+    for name in ON_COPIES:
         assert "it was accepted" in fails(made, name)
 
 
@@ -144,7 +216,7 @@ def test_a_server_that_refuses_everybody_proves_nothing(made, monkeypatch):
         raise UserError("login", "no", "")
 
     monkeypatch.setattr("fedbone.custody.identity.IdentityCheck._check", refuse)
-    for name in ("login_forged_refused", "login_replayed_refused", "update_edited_refused", "revoked_key_refused"):
+    for name in ON_COPIES:
         assert "a genuine message is refused too" in fails(made, name)
 
 
@@ -182,23 +254,6 @@ def test_a_model_in_clear_in_another_folder_is_found(kits, tmp_path):
     (tmp_path / "more" / "core.1234").write_bytes(model_of(kits).astype(np.float16).tobytes())
     with pytest.raises(UserError, match=r"core\.1234"):
         probes_of(kits, also=[tmp_path / "more"])["storage_sealed"]()
-
-
-@pytest.fixture
-def idle():
-    """Starts an idle process that carries the marks of a party, its environment changed as asked."""
-    started = []
-
-    def start(kit, **changes):
-        command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(300)"]
-        env = environment(kit, kit.role) | changes
-        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE))
-        started[-1].stdout.readline()
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def test_a_model_in_clear_among_a_partys_temporary_files_is_found(kits, idle):
@@ -380,7 +435,7 @@ def test_the_command_writes_the_report_and_fails_where_something_failed(made, tm
     out = tmp_path / "report.html"
     assert main(["deploy", "check", str(made), "--out", str(out)]) == 1
     said = capsys.readouterr().out
-    assert said.startswith(f"{out}: 5 failed, 16 needs a human, 10 proved; failed: transport-1")
+    assert said.startswith(f"{out}: 5 failed, 20 needs a human, 6 proved; failed: transport-1")
     html = out.read_text()
     assert "Connection refused" in html
     assert "open" in html
@@ -389,7 +444,7 @@ def test_the_command_writes_the_report_and_fails_where_something_failed(made, tm
 
 
 def test_nothing_failed_is_said_by_the_exit_code(made, tmp_path, monkeypatch, capsys):
-    names = (*PROVED, *HUMAN)
+    names = (*PROVED, *ON_COPIES, *HUMAN)
     monkeypatch.setattr(check_command, "probes_of", lambda kits, **_: {n: probes_of(kits)[n] for n in names})
     assert main(["deploy", "check", str(made), "--out", str(tmp_path / "report.html")]) == 0
     assert "0 failed" in capsys.readouterr().out

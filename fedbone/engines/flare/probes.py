@@ -23,9 +23,10 @@ from fedbone.custody.tls_probe import Credentials
 from fedbone.engines.flare import disk_probes, record_probes, round_probes
 from fedbone.engines.flare.intrusion import forged_registration
 from fedbone.engines.flare.kit import Kit, load_parties
+from fedbone.engines.flare.policy_probe import of_running_parties
 from fedbone.errors import UserError
 
-COPY = "Tried with the server's own check, on copies of its registry and its used token ids"
+COPY = "Tried with this installation's code, on copies of the server's registry and its used token ids"
 REASON = "lost laptop (a trial, on a copy)"
 HOUR_S = 3600.0
 
@@ -40,16 +41,20 @@ def probes_of(kits: Path, *, intrude: bool = False, also: Sequence[Path] = ()) -
     parties = load_parties(kits)
     server, hospital = parties[:2]
     address, own = (server.host, server.port), credentials(hospital)
+
+    def on_copies(probe: Callable[..., Evidence], **options: bool) -> Callable[[], Evidence]:
+        return partial(of_running_parties, parties, partial(probe, server, hospital, **options))
+
     return {
         "tls_versions": partial(tls_probe.tls_versions, address, own),
         "plain_text_refused": partial(tls_probe.plain_text_refused, address),
         "server_certificate": partial(tls_probe.server_certificate_checked, address, own),
         "no_certificate_refused": partial(tls_probe.no_certificate_refused, address, own),
         "foreign_certificate_refused": partial(tls_probe.foreign_certificate_refused, address, own),
-        "login_forged_refused": partial(login_forged_refused, server, hospital, intrude=intrude),
-        "login_replayed_refused": partial(login_replayed_refused, server, hospital),
-        "update_edited_refused": partial(update_edited_refused, server, hospital),
-        "revoked_key_refused": partial(revoked_key_refused, server, hospital),
+        "login_forged_refused": on_copies(login_forged_refused, intrude=intrude),
+        "login_replayed_refused": on_copies(login_replayed_refused),
+        "update_edited_refused": on_copies(update_edited_refused),
+        "revoked_key_refused": on_copies(revoked_key_refused),
         "storage_sealed": partial(disk_probes.storage_sealed, kits, parties, also),
         "key_files_private": partial(disk_probes.key_files_private, kits, parties),
         "server_holds_no_private_key": partial(disk_probes.server_holds_no_private_key, parties),
