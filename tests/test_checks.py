@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fedbone.errors import UserError
-from fedbone.teaching.checks import ClaimError, budget, claim, grade, outcome_of, peak_memory_gb
+from fedbone.teaching import machine
+from fedbone.teaching.checks import ClaimError, budget, claim, claim_cpu_seconds, grade, outcome_of, peak_memory_gb
 
 
 def test_a_false_claim_raises(capsys):
@@ -24,6 +25,16 @@ def test_claims_about_the_full_run_wait_for_it(monkeypatch, capsys, variable):
     assert "not checked" in capsys.readouterr().out
     with pytest.raises(ClaimError):
         claim("x", False)
+
+
+def test_a_limit_in_cpu_seconds_grows_with_the_time_of_a_training_step(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "slowness", lambda: 1.5)
+    claim_cpu_seconds("training", 59, 60)
+    assert capsys.readouterr().out == "holds: training: at most 60 CPU seconds\n"
+    claim_cpu_seconds("training", 89, 60)
+    assert "60 CPU seconds, times 1.5" in capsys.readouterr().out
+    with pytest.raises(ClaimError, match=r"60 CPU seconds, times 1\.5"):
+        claim_cpu_seconds("training", 91, 60)
 
 
 CASES = [((2,), 4.0), ((np.array([1, 3]),), [1, 9])]

@@ -32,6 +32,22 @@ def claim(statement: str, holds: bool, *, full_run: bool = False) -> None:
         raise ClaimError(f"does not hold: {statement}")
 
 
+def claim_cpu_seconds(what: str, seconds: float, limit: float, *, full_run: bool = False) -> None:
+    """Claim that ``what`` took at most ``limit`` CPU seconds of the machine that the workbook's times come from.
+
+    Where it took more, a training step is timed: a slower machine, or one whose cores others use too, gets as many
+    times more, and the claim says so. full_run: as in ``claim``.
+    """
+    statement = f"{what}: at most {limit:g} CPU seconds"
+    if seconds > limit:
+        from fedbone.teaching.machine import slowness  # here, because it imports torch: chapters 00 and 01 need none
+
+        factor = slowness()
+        statement += f", times {factor:.1f} because a training step takes so much longer here than where this was written"
+        limit *= factor
+    claim(statement, seconds <= limit, full_run=full_run)
+
+
 def grade(answer: Callable, cases: Sequence[tuple[tuple, object]], hint: str) -> bool:
     """Try the reader's function on ``cases`` of (arguments, expected value) and say what happened; True when all agree.
 

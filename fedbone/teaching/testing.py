@@ -23,7 +23,7 @@ def test() -> int:
     notebooks = [str(path) for path in workbook.chapters()]
     stored = pytest(*NBVAL, *TWO_PROCESSES, *notebooks)
     return _steps(
-        ("unit tests", pytest("-m", "not slow", *TWO_PROCESSES, str(TESTS)), environment()),
+        ("unit tests", pytest("-m", "not slow and not release", *TWO_PROCESSES, str(TESTS)), environment()),
         ("notebooks against their stored results", stored, environment(FEDBONE_ROUNDS=ROUNDS)),
     )
 

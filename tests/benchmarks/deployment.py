@@ -129,7 +129,8 @@ def once(deployment: Deployment, number: int, size_px: int) -> dict[str, float]:
         found["hospital_rss_mb"] = max(peaks.values())
         began = time.monotonic()
     found["down_s"] = time.monotonic() - began
-    print({name: round(value, 2) for name, value in found.items()}, "load", os.getloadavg(), flush=True)
+    told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    print(f"{told}; load {os.getloadavg()[0]:.1f}", flush=True)
     return found
 
 

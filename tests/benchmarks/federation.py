@@ -50,6 +50,7 @@ from fedbone.model.training import reproducible
 from fedbone.options import natural, positive
 from fedbone.progress import Bar
 from tests.benchmarks.gpu import noise_films
+from tests.benchmarks.memory import STATUS, memory_mb
 from tests.benchmarks.timing import medians
 
 PROFILE = PROFILES["cpu"]
@@ -57,7 +58,7 @@ TINY = replace(PROFILE, size_px=32, batch=4)  # the cpu profile's network on fil
 SMALL, LARGE, UPDATES = 303_465, 28_500_000, 10
 VECTOR_MB = 4 * SMALL / 1e6
 CHECKED = 10_000  # parameters whose sum is compared with math.fsum
-FEW, MEMORY_ROUNDS, STATUS = 10, 2, Path("/proc/self/status")
+FEW, MEMORY_ROUNDS = 10, 2
 
 Aggregate = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
 
@@ -176,23 +177,14 @@ def exactness(aggregate: Aggregate, updates: list[np.ndarray], weights: np.ndarr
     return f"largest error {error:.1e} of the spread; backward, {moved} of {mean.size} parameters differ"
 
 
-def resident_mb(kind: str) -> float:
-    """Megabytes of this process, from Linux: VmRSS now, VmHWM at most since it was started.
-
-    getrusage would report the parent's peak where that was higher: a process keeps it when it becomes another program.
-    """
-    lines = STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024 / 1e6
-
-
 def peak_mb(hospitals: int) -> tuple[float, float]:
     """(peak less baseline, baseline) in megabytes of a federation of so many hospitals in this process."""
     Hospital(tiny_data(0), TINY)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports 150 MB
-    baseline = resident_mb("VmRSS")
+    baseline = memory_mb("VmRSS")
     everyone = [Hospital(tiny_data(number), TINY) for number in range(hospitals)]
     run_rounds(everyone, replace(TINY, rounds=MEMORY_ROUNDS))
-    return resident_mb("VmHWM") - baseline, baseline
+    return memory_mb("VmHWM") - baseline, baseline
 
 
 def hospitals_peak_mb(hospitals: int) -> float | None:

@@ -35,8 +35,9 @@ from fedbone.federation.rounds import Outcome, initial_vector, run_rounds
 from fedbone.imaging.coco import COCO_JOINTS
 from fedbone.imaging.dataset import HospitalData
 from fedbone.options import positive
-from tests.benchmarks.federation import PROFILE, STATUS
+from tests.benchmarks.federation import PROFILE
 from tests.benchmarks.gpu import noise_films
+from tests.benchmarks.memory import STATUS, memory_mb
 
 LOOK_S = 0.05
 
@@ -81,12 +82,6 @@ def overhead(hospitals: int, films: int, profile: Profile) -> tuple[bool, float]
     return bool(plain.vector.tobytes() == jobs.vector.tobytes()), (seconds[1] - seconds[0]) / count
 
 
-def peak_mb(process: int | str = "self") -> float:
-    """Megabytes that a process had in memory at most, from Linux (VmHWM)."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
-
-
 @contextlib.contextmanager
 def largest_below() -> Iterator[list[float]]:
     """A list whose one entry is the largest peak in MB of the processes that were started inside."""
@@ -96,7 +91,7 @@ def largest_below() -> Iterator[list[float]]:
         while not ended.wait(LOOK_S):
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(OSError, StopIteration):  # it has just ended
-                    largest[0] = max(largest[0], peak_mb(process.pid))
+                    largest[0] = max(largest[0], memory_mb("VmHWM", process.pid))
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -111,7 +106,7 @@ def peaks_mb(hospitals: int, films: int, profile: Profile) -> tuple[float, float
     """Peaks in megabytes of (this process, its largest job) in the rounds of so many hospitals."""
     with largest_below() as largest:
         through_jobs([hospital_data(number, films) for number in range(hospitals)], profile)
-    return peak_mb(), largest[0]
+    return memory_mb("VmHWM"), largest[0]
 
 
 def memory(hospitals: int, films: int, profile: Profile) -> tuple[float, float]:

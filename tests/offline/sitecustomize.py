@@ -7,12 +7,14 @@ import os
 import socket
 
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
+OWN_ADDRESS_PROBE = "10.255.255.255"  # FLARE connects a datagram socket to it, which sends nothing, to learn its own
+LET_THROUGH = (*LOOPBACK, OWN_ADDRESS_PROBE, "/", "\0")
 
 
 def _refuse(address: object) -> None:
     host = address[0] if isinstance(address, tuple) else address
     host = host.decode() if isinstance(host, bytes) else host
-    if host is None or not isinstance(host, str) or host == "" or host.startswith((*LOOPBACK, "/", "\0")):
+    if host is None or not isinstance(host, str) or host == "" or host.startswith(LET_THROUGH):
         return
     with open(os.environ["FEDBONE_OFFLINE_LOG"], "a", encoding="utf-8") as log:
         log.write(f"{host}\n")

@@ -55,7 +55,10 @@ def wait_for_start(to: Session, job_id: str, run: str, within_s: float = 60.0) -
         meta = to.get_job_meta(job_id)
         state = meta.get("status", "")
         if state.startswith(ENDED):
-            detail = "; ".join(line for line in meta.get("job_deploy_detail", []) if not line.endswith(": OK"))
+            detail = _refusals(meta)
+            if not detail:  # FLARE writes the state first and the reasons after it
+                time.sleep(1.0)
+                detail = _refusals(to.get_job_meta(job_id))
             remedy = "Mend it, and submit again" if detail else "The server's log says why"
             raise UserError(f"run {run}", f"the job ended as {state}{': ' if detail else ''}{detail:.400}", remedy)
         if state == "RUNNING":
@@ -63,6 +66,10 @@ def wait_for_start(to: Session, job_id: str, run: str, within_s: float = 60.0) -
         time.sleep(0.2)
     problem = f"the job has not started in {within_s:g} s"
     raise UserError(f"run {run}", problem, "Are enough hospitals there? It starts by itself when they are")
+
+
+def _refusals(meta: dict) -> str:
+    return "; ".join(line for line in meta.get("job_deploy_detail", []) if not line.endswith(": OK"))
 
 
 def live_job(to: Session, run: str) -> tuple[str, bool] | None:

@@ -1,0 +1,31 @@
+"""How fast this machine is, so that a limit in CPU seconds means the same work everywhere."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from fedbone.config import get_profile
+from fedbone.imaging.coco import COCO_JOINTS
+from fedbone.model.hrnet import build_for
+
+STEP_CPU_S = 0.12  # a step of the cpu profile on the two quiet cores where the workbook's times were measured
+
+
+def slowness(steps: int = 20) -> float:
+    """How many times STEP_CPU_S a step (forward and backward) of the cpu profile takes here and now, at least 1.
+
+    The median of ``steps``, in CPU seconds of all threads: beside other work they grow too, since threads wait spinning.
+    """
+    profile = get_profile("cpu")
+    model, films = build_for(profile, len(COCO_JOINTS)), torch.rand(profile.batch, 1, profile.size_px, profile.size_px)
+
+    def step() -> float:
+        begin = time.process_time()
+        model(films).square().mean().backward()
+        return time.process_time() - begin
+
+    step()  # the first one sets things up
+    return max(1.0, statistics.median(step() for _ in range(steps)) / STEP_CPU_S)
