@@ -8,13 +8,14 @@ import pytest
 from nvflare.apis.signal import Signal
 
 from fedbone.custody.audit_log import read_log
-from fedbone.engines.flare.admission import ServerValidator
+from fedbone.engines.flare.admission import FIRST_POLICY, HospitalValidator, ServerValidator, read_policy
 from fedbone.engines.flare.controller import Rounds
 from fedbone.engines.flare.kit import Kit, load_parties
 from fedbone.engines.flare.plan import job_files
 from fedbone.engines.flare.run_commands import wait_for_end
 from fedbone.engines.flare.run_folder import CANCELLED, FINISHED, RunFolder, keep_plan, read_status
 from fedbone.errors import UserError
+from fedbone.files import write_json
 from tests.kits import make_kits
 from tests.test_plan import make
 
@@ -31,12 +32,52 @@ def server(tmp_path, monkeypatch) -> Kit:
     return kit
 
 
-def validate(folder, **changes) -> str:
+def validate(folder, kind=ServerValidator, **changes) -> str:
     for name, content in job_files(make(**changes)).items():
         path = folder / "job" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    return ServerValidator().validate(str(folder / "job" / "app"))[0]
+    return kind().validate(str(folder / "job" / "app"))[0]
+
+
+@pytest.fixture
+def north(tmp_path, monkeypatch) -> Kit:
+    """A hospital, whose process works in its kit."""
+    kit = load_parties(make_kits(tmp_path / "kits"))[1]
+    monkeypatch.chdir(kit.folder)
+    return kit
+
+
+def test_a_new_hospital_takes_part_in_what_the_rest_of_fedbone_allows(north, tmp_path):
+    assert read_policy(north) == FIRST_POLICY
+    assert validate(tmp_path, HospitalValidator) == ""
+
+
+@pytest.mark.parametrize(("rule", "reason"), [
+    ({"min_hospitals": 3}, "a round of 2, where it wants at least 3 hospitals"),
+    ({"sums": ["masks", "paillier"]}, "sums 'none', where it allows masks, paillier"),
+    ({"sums": []}, "sums 'none', where it allows nothing"),
+    ({"patient_privacy": True}, r"no noise for its patients (DP-SGD), which it demands"),
+])  # fmt: skip
+def test_what_a_hospital_s_staff_do_not_allow_is_refused_there_and_noted(north, tmp_path, rule, reason):
+    write_json(north.own / "policy.json", {**FIRST_POLICY, **rule})
+    assert f"run first: this hospital takes no part: {reason}. Submit" in validate(tmp_path, HospitalValidator)
+    (entry,) = [e for e in read_log(north.own / "audit.jsonl") if e["event"] == "refusal"]
+    assert (entry["run"], entry["outcome"]) == ("first", "refused")
+    assert reason in entry["detail"]
+
+
+@pytest.mark.parametrize("text", [
+    None, "{}", "[]", '{"min_hospitals": 0, "sums": [], "patient_privacy": false}',
+    '{"min_hospitals": true, "sums": [], "patient_privacy": false}',
+    '{"min_hospitals": 2, "sums": ["clear"], "patient_privacy": false}',
+    '{"min_hospitals": 2, "sums": [[]], "patient_privacy": false}',
+    '{"min_hospitals": 2, "sums": [], "patient_privacy": false, "else": 1}',
+])  # fmt: skip
+def test_a_hospital_without_a_policy_that_can_be_read_takes_part_in_nothing(north, tmp_path, text):
+    path = north.own / "policy.json"
+    path.unlink() if text is None else path.write_text(text)
+    assert "policy.json: " in validate(tmp_path, HospitalValidator)
 
 
 def test_another_plan_under_a_known_name_is_refused_at_the_door(server, tmp_path):

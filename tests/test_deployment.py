@@ -19,12 +19,14 @@ from fedbone.config import REPOSITORY, get_profile
 from fedbone.custody import tls_probe
 from fedbone.custody.audit_log import read_log
 from fedbone.custody.identity import LoginKey, Registry
+from fedbone.engines.flare.admission import POLICY
 from fedbone.engines.flare.jobs import ADMINISTRATOR, session, wait_for_start
 from fedbone.engines.flare.kit import ADMIN, Kit, load_parties
 from fedbone.engines.flare.plan import Plan, job_files
 from fedbone.engines.flare.processes import die_with, environment, party_processes, temporary_files
 from fedbone.engines.flare.supervisor import parts
 from fedbone.errors import UserError
+from fedbone.files import write_json
 from tests.deployed import SIZE_PX, Deployment, said, undisturbed
 
 pytestmark = pytest.mark.slow
@@ -154,6 +156,20 @@ def test_a_job_that_is_not_of_our_form_is_refused(deployment, tmp_path, edit: Ca
         with pytest.raises(UserError, match="fedbone refuses the job: job: it is not the job of its plan"):
             wait_for_start(opened, job, plan.run)
     assert not deployment.server.run_folder(plan.run).exists()
+
+
+def test_a_hospital_whose_staff_do_not_allow_a_run_takes_no_part_and_the_others_go_on(deployment) -> None:
+    b = deployment.hospitals["hospital_b"]
+    policy = b.own / POLICY
+    allowed = policy.read_bytes()
+    write_json(policy, {**json.loads(allowed), "sums": ["masks", "paillier"]})
+    plan = deployment.plan("policy", profile=get_profile("cpu", rounds=4, size_px=SIZE_PX))
+    deployment.submit(plan)
+    finished(deployment, plan)
+    policy.write_bytes(allowed)
+    assert deployment.took_part(plan.run) == [["hospital_a", "hospital_c"]] * 4
+    assert deployment.events(plan.run, "pull", b.name) == []
+    assert "sums 'none', where it allows masks" in deployment.events(plan.run, "refusal", b.name)[0]["detail"]
 
 
 def exchange(deployment: Deployment, name: str, key: LoginKey) -> None:

@@ -38,7 +38,7 @@ COMMON = """
 """.split()
 HOSPITAL = """
     startup/client.crt startup/client.key startup/fed_client.json fedbone/login.key fedbone/signing.key fedbone/sum.key
-    fedbone/hospitals.key fedbone/consent.pub fedbone/privacy_budget.json
+    fedbone/hospitals.key fedbone/consent.pub fedbone/privacy_budget.json fedbone/policy.json
 """.split()
 SERVER = """
     startup/server.crt startup/server.key startup/fed_server.json fedbone/sum.pub fedbone/registry.json
@@ -389,7 +389,7 @@ def test_jobs_name_no_class_but_ours_and_are_checked(kits, party):
     resources = json.loads((kits / party / "local/resources.json").read_bytes())
     assert resources["class_list_enforcement_mode"] == "enforce"
     assert resources["class_allow_list"] == ["fedbone.engines.flare."]
-    validator = {"server": "admission.ServerValidator", "north": "plan.PlanValidator"}[party]
+    validator = {"server": "admission.ServerValidator", "north": "admission.HospitalValidator"}[party]
     assert resources["app_validator"] == {"path": f"fedbone.engines.flare.{validator}", "args": {}}
     parts = {part["id"]: part["path"] for part in resources["components"]}
     ours = {"login_gate": "security.LoginGate", "rejoin": "rejoin.Rejoin"}

@@ -126,6 +126,16 @@ def test_a_finished_run_is_left_alone(dog):
     assert unfinished(watchdog._kit) == []
 
 
+def test_a_damaged_plan_keeps_no_other_run_down(dog, capsys):
+    watchdog, _, _ = dog
+    damaged = watchdog._kit.run_folder("damaged")
+    damaged.mkdir()
+    for content in (b"{", b"\xff"):
+        (damaged / "plan.json").write_bytes(content)
+        assert [plan.run for plan in unfinished(watchdog._kit)] == ["first"]
+        assert str(damaged) in capsys.readouterr().out
+
+
 def test_the_live_job_of_a_cancelled_run_is_ended_and_nothing_brings_it_back(dog):
     watchdog, submitted, clock = dog
     (watchdog._kit.run_folder("first") / CANCELLED).touch()

@@ -43,7 +43,7 @@ def claim_cpu_seconds(what: str, seconds: float, limit: float, *, full_run: bool
         from fedbone.teaching.machine import slowness  # here, because it imports torch: chapters 00 and 01 need none
 
         factor = slowness()
-        statement += f", times {factor:.1f} because a training step takes so much longer here than where this was written"
+        statement += f", times {factor:.1f}: so much longer does a training step take here than where the limit was set"
         limit *= factor
     claim(statement, seconds <= limit, full_run=full_run)
 

@@ -17,7 +17,7 @@ STEP_CPU_S = 0.12  # a step of the cpu profile on the two quiet cores where the 
 def slowness(steps: int = 20) -> float:
     """How many times STEP_CPU_S a step (forward and backward) of the cpu profile takes here and now, at least 1.
 
-    The median of ``steps``, in CPU seconds of all threads: beside other work they grow too, since threads wait spinning.
+    The median of ``steps``, in CPU seconds of all threads: these grow beside other work too, as threads wait spinning.
     """
     profile = get_profile("cpu")
     model, films = build_for(profile, len(COCO_JOINTS)), torch.rand(profile.batch, 1, profile.size_px, profile.size_px)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from fedbone.engines.flare.kit import DEPLOYMENT, SERVER, Kit
+from fedbone.engines.flare.kit import server_kit
 from fedbone.engines.flare.run_folder import CANCELLED, FINISHED, read_plan
 from fedbone.errors import UserError
 from fedbone.files import sync_folder, write_atomic
@@ -28,11 +27,3 @@ def run_cancel(args: argparse.Namespace) -> int:
     sync_folder(folder)
     print(f"run {args.run} is cancelled: the watchdog ends its job; what its rounds released stays sealed")
     return 0
-
-
-def server_kit(folder: Path) -> Kit:
-    """The server's kit: ``folder`` itself, or in what ``deploy init`` wrote. Raises UserError for another party's."""
-    kit = Kit.load(folder / SERVER if (folder / DEPLOYMENT).exists() else folder)
-    if kit.role != "server":
-        raise UserError(folder, f"it is the kit of {kit.name}", "Give the server's folder, on its own machine")
-    return kit

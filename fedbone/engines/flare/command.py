@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbone.engines.flare.key_options import films_options, key_options
+from fedbone.engines.flare.party_options import films_options, key_options
 from fedbone.engines.flare.run_options import (
     cancel_options,
     check_options,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedbone.config import COARSEST_PX
-from fedbone.engines.flare.kit import NAME, Kit, read_json
+from fedbone.engines.flare.kit import NAME, hospital_kit, read_json
 from fedbone.errors import UserError
 from fedbone.files import write_json
 from fedbone.imaging.dataset import HospitalData
@@ -88,9 +88,7 @@ def run_describe(args: argparse.Namespace) -> int:
 
 def run_films(args: argparse.Namespace) -> int:
     """At a hospital, when its kit has come: name its films in it, and count its patients for DP-SGD."""
-    kit = Kit.load(args.kit)
-    if kit.role != "hospital":
-        raise UserError(args.kit, "it is no hospital's kit", "Give a hospital's folder, on its own machine")
+    kit = hospital_kit(args.kit)
     described, known = look_at(args.data), kit.directory()[kit.name]
     if described.entry() != {key: known[key] for key in ("labels", "joints")}:
         remedy = "Give the films that were described; for others, make the kits again"

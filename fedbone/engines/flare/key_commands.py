@@ -7,8 +7,7 @@ import json
 import os
 
 from fedbone.custody.registry import LoginKey, Registry
-from fedbone.engines.flare.cancel_command import server_kit
-from fedbone.engines.flare.kit import Kit, read_json
+from fedbone.engines.flare.kit import Kit, hospital_kit, read_json, server_kit
 from fedbone.errors import UserError
 from fedbone.files import write_json
 
@@ -53,9 +52,7 @@ def run_register(args: argparse.Namespace) -> int:
 
 def run_newkey(args: argparse.Namespace) -> int:
     """Make a new login key in place of the old one, which stays until the new one is whole on the disk."""
-    kit = Kit.load(args.kit)
-    if kit.role != "hospital":
-        raise UserError(args.kit, "it is no hospital's kit", "Give a hospital's folder, on its own machine")
+    kit = hospital_kit(args.kit)
     key, new = LoginKey.create(kit.name), kit.own / f"{LOGIN}.new"
     new.unlink(missing_ok=True)  # of a call that was killed: nothing knows that key
     key.save(new)

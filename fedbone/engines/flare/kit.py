@@ -149,6 +149,22 @@ class Kit:
         return values
 
 
+def server_kit(folder: Path) -> Kit:
+    """The server's kit: ``folder`` itself, or in what ``deploy init`` wrote. Raises UserError for another party's."""
+    kit = Kit.load(folder / SERVER if (folder / DEPLOYMENT).exists() else folder)
+    if kit.role != "server":
+        raise UserError(folder, f"it is the kit of {kit.name}", "Give the server's folder, on its own machine")
+    return kit
+
+
+def hospital_kit(folder: Path) -> Kit:
+    """A hospital's kit. Raises UserError for the server's."""
+    kit = Kit.load(folder)
+    if kit.role != "hospital":
+        raise UserError(folder, "it is no hospital's kit", "Give a hospital's folder, on its own machine")
+    return kit
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in ``path``. Raises UserError for anything else."""
     try:

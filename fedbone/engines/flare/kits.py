@@ -30,6 +30,7 @@ from fedbone.custody.identity import LoginKey, Registry
 from fedbone.custody.vault import KEY_BYTES, create_key
 from fedbone.encryption.paillier_keys import generate
 from fedbone.encryption.signing import SigningKey
+from fedbone.engines.flare.admission import FIRST_POLICY, POLICY
 from fedbone.engines.flare.describe import Described
 from fedbone.engines.flare.jobs import ADMINISTRATOR, WATCHDOG
 from fedbone.engines.flare.kit import ADMIN, DEPLOYMENT, DIRECTORY, NAME, SERVER, Kit
@@ -192,7 +193,7 @@ def _write_server(kit: Kit) -> None:
 
 
 def _write_hospitals(server: Kit, kits: dict[str, Kit]) -> None:
-    """The keys of each hospital, those that all hospitals share, and what the server may know of them."""
+    """The keys of each hospital, those that all hospitals share, its first policy, and what the server may know."""
     registry, sums, models = Registry(server.own / "registry.json"), generate(), secrets.token_bytes(KEY_BYTES)
     write_atomic(server.own / "sum.pub", sums.public.to_json().encode())
     for name, kit in kits.items():
@@ -202,6 +203,7 @@ def _write_hospitals(server: Kit, kits: dict[str, Kit]) -> None:
         SigningKey.create().save(kit.own / "signing.key")
         write_secret(kit.own / "hospitals.key", models)
         sums.save(kit.own / "sum.key")
+        write_json(kit.own / POLICY, FIRST_POLICY)
 
 
 def _write_officers(folder: Path, kits: Iterable[Kit]) -> None:

@@ -198,9 +198,13 @@ class PlanValidator(AppValidator):
             if files != expected:
                 names = [name for name in {**files, **expected} if files.get(name) != expected.get(name)]
                 raise UserError("job", f"it is not the job of its plan: {', '.join(sorted(names))}", SUBMIT)
+            self.require_own_rules(plan)
         except (UserError, OSError) as error:
             return f"fedbone refuses the job: {error}", {}
         return "", {}
+
+    def require_own_rules(self, plan: Plan) -> None:
+        """Raises UserError for a plan that this party refuses though its form is right."""
 
 
 def require_enough(plan: Plan, index: int, there: list[str], need: int, outcome: dict[str, str]) -> None:

@@ -8,9 +8,8 @@ from nvflare.app_common.resource_consumers.gpu_resource_consumer import GPUResou
 from nvflare.app_common.resource_managers.gpu_resource_manager import GPUResourceManager
 from nvflare.app_common.state_persistors.storage_state_persistor import StorageStatePersistor
 
-from fedbone.engines.flare.admission import ServerValidator
+from fedbone.engines.flare.admission import HospitalValidator, ServerValidator
 from fedbone.engines.flare.components import HospitalJobs, KitStorage, ServerJobs
-from fedbone.engines.flare.plan import PlanValidator
 from fedbone.engines.flare.rejoin import Rejoin
 from fedbone.engines.flare.security import LoginGate, LoginSender
 
@@ -69,6 +68,7 @@ def hospital_resources() -> dict:
     cards = {"num_of_gpus": 0, "mem_per_gpu_in_GiB": 0, "expiration_period": 300}
     return {
         **_common(),
+        "app_validator": _part(HospitalValidator),
         "allow_log_streaming": False,
         "client": {"retry_timeout": 30, "compression": "Gzip"},
         "components": [
@@ -101,7 +101,6 @@ def _common() -> dict:
         "format_version": 2,
         "class_list_enforcement_mode": "enforce",
         "class_allow_list": [OURS],
-        "app_validator": _part(PlanValidator),
     }
 
 

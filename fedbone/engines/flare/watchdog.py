@@ -113,7 +113,10 @@ def unfinished(kit: Kit) -> list[Plan]:
     plans = []
     for path in sorted(kit.own.glob(f"runs/*/{PLAN}")):
         if not (path.with_name(FINISHED).exists() or path.with_name(CANCELLED).exists()):
-            plans.append(read_plan(path.parent))
+            try:
+                plans.append(read_plan(path.parent))
+            except (UserError, OSError, ValueError) as error:  # one damaged file must not keep the other runs down
+                print(f"watchdog: {path}: {error!s:.200}", flush=True)
     return plans
 
 

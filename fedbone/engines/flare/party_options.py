@@ -1,4 +1,4 @@
-"""The ``deploy`` commands about login keys and a hospital's films, and their options."""
+"""The ``deploy`` commands that one party's staff run on its own kit, for keys and films, and their options."""
 
 from __future__ import annotations
 
