@@ -192,7 +192,7 @@ def test_gpu_runs_on_the_cpu_and_ends_with_one_line_of_json(tmp_path) -> None:
     assert [row["checkpointing"] for row in result["rows"]] == [False, False, False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.release  # ten minutes on two busy cores
 @pytest.mark.skipif(not STATUS.exists(), reason="not run: only Linux has /proc/self/status")
 def test_the_article_s_network_trains_on_the_cpu_in_under_4_gb() -> None:
     options = ["--device", "cpu", "--only", "t4-article", "--batch", "2", "--steps", "2"]
