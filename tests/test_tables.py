@@ -88,7 +88,7 @@ def test_the_second_decoder_reads_the_surroundings_of_the_peak_only():
     assert (make_losses.around_highest(heatmaps(label))[0, 0] - xy).abs().max() < 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_row_of_the_losses_table_comes_out_again():
     """Other processors round differently, so the bar is the spread over the table's seeds."""
     with (FOLDER / "losses.csv").open() as file:
