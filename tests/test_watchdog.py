@@ -136,6 +136,17 @@ def test_a_damaged_plan_keeps_no_other_run_down(dog, capsys):
         assert str(damaged) in capsys.readouterr().out
 
 
+def test_a_damaged_plan_is_told_once(dog, capsys):
+    watchdog, submitted, _ = dog
+    damaged = watchdog._kit.run_folder("damaged")
+    damaged.mkdir()
+    (damaged / "plan.json").write_bytes(b"\xff")
+    for _ in range(3):
+        watchdog.look(Session([("a", "first", "RUNNING")], running=["a"]))
+    assert capsys.readouterr().out.count(str(damaged / "plan.json: it is damaged")) == 1
+    assert not submitted
+
+
 def test_the_live_job_of_a_cancelled_run_is_ended_and_nothing_brings_it_back(dog):
     watchdog, submitted, clock = dog
     (watchdog._kit.run_folder("first") / CANCELLED).touch()

@@ -108,11 +108,14 @@ def require_same_plan(folder: Path, plan: Plan) -> None:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a run's folder. Raises UserError when there is none."""
+    """The plan of a run's folder. Raises UserError when there is none that can be read."""
     try:
         return Plan.from_json((folder / PLAN).read_text())
     except FileNotFoundError:
         raise UserError(folder, "there is no run of this name", "Look at `python -m fedbone deploy status`") from None
+    except UnicodeDecodeError:
+        remedy = "Put the file back from a copy, or move the run's folder away"
+        raise UserError(folder / PLAN, "it is damaged: it is not text", remedy) from None
 
 
 def last_release(kit: Kit, run: str) -> tuple[int, str]:

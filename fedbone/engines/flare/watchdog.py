@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Watchdog:
     def __init__(self, kit: Kit) -> None:
         self._kit, self._trials = kit, {}
         self._next_end: dict[str, float] = {}  # when a cancelled run is looked at again
+        self._told: set[str] = set()
 
     def watch(self) -> None:
         """Look twice a second until the process is ended. Raises UserError when another watchdog is at work."""
@@ -63,7 +65,7 @@ class Watchdog:
 
     def look(self, to: Session) -> None:
         """Once over all runs: what has lost its job gets a new one."""
-        for plan in unfinished(self._kit):
+        for plan in unfinished(self._kit, self._tell_once):
             trial = self._trials.setdefault(plan.run, _Trial())
             found = live_job(to, plan.run)
             if found is None:
@@ -76,6 +78,12 @@ class Watchdog:
                     self._start_again(to, plan, trial)
         for run in cancelled(self._kit):
             self._end(to, run)
+
+    def _tell_once(self, problem: str) -> None:
+        """It looks twice a second, and its output is kept."""
+        if problem not in self._told:
+            self._told.add(problem)
+            print(problem, flush=True)
 
     def _end(self, to: Session, run: str) -> None:
         """Abort what lives of a cancelled run; seldom, since nothing new of it is let in."""
@@ -108,15 +116,15 @@ class Watchdog:
         self._kit.audit().append("start", run=plan.run, round=finished + 1, job=job, detail="by the watchdog")
 
 
-def unfinished(kit: Kit) -> list[Plan]:
-    """The runs that were begun and are neither finished nor cancelled."""
+def unfinished(kit: Kit, tell: Callable[[str], None] = print) -> list[Plan]:
+    """The runs that were begun and are neither finished nor cancelled; ``tell`` gets what is wrong with one."""
     plans = []
     for path in sorted(kit.own.glob(f"runs/*/{PLAN}")):
         if not (path.with_name(FINISHED).exists() or path.with_name(CANCELLED).exists()):
             try:
                 plans.append(read_plan(path.parent))
-            except (UserError, OSError, ValueError) as error:  # one damaged file must not keep the other runs down
-                print(f"watchdog: {path}: {error!s:.200}", flush=True)
+            except (UserError, OSError) as error:  # one damaged file must not keep the other runs down
+                tell(f"watchdog: {path}: {error!s:.200}")
     return plans
 
 
