@@ -11,12 +11,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
-from fedbone.teaching.setup import SET_UP_CELL  # noqa: E402 - found through the line above
+from fedbone.teaching import prose  # noqa: E402 - found through the line above
+from fedbone.teaching.setup import SET_UP_CELL  # noqa: E402
 
 CHECKED = "NBVAL_CHECK_OUTPUT"
 FEWEST_CHECKED = 3
@@ -28,15 +29,18 @@ DATA_URI = re.compile(r"data:[\w/+]+;base64,[\w+/=]+")
 SKIP_TAGS = {"skip-execution", "nbval-skip", "nbval-ignore-output", "nbval-raises-exception"}
 
 
-def problems(raw: bytes) -> list[str]:
-    """Everything wrong with one notebook file, as sentences; [] for a good one."""
+def problems(raw: bytes, given: Mapping[str, str] | None = None) -> list[str]:
+    """Everything wrong with one notebook file, as sentences; [] for a good one.
+
+    given: phrases of given_numbers.json.
+    """
     notebook = json.loads(raw)
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = list(_about_file(notebook, raw, code))
     for number, cell in enumerate(notebook["cells"], 1):
         rules = _about_code(cell) if cell["cell_type"] == "code" else _about_text(cell)
         found += [f"cell {number}: {problem}" for problem in rules]
-    return found
+    return found + [f"cell {number}: {problem}" for number, problem in prose.problems(notebook, given or {})]
 
 
 def _about_file(notebook: dict, raw: bytes, code: list[dict]) -> Iterator[str]:
@@ -122,6 +126,11 @@ def _calls_input(source: str) -> bool:
     return any(isinstance(call.func, ast.Name) and call.func.id == "input" for call in calls)
 
 
+def given_numbers(stem: str) -> dict[str, str]:
+    """The given phrases of the notebook ``stem``."""
+    return prose.given_numbers(REPOSITORY / "notebooks" / "given_numbers.json", stem)
+
+
 def _staged() -> Iterator[tuple[str, bytes]]:
     command = ["git", "diff", "--cached", "--name-only", "--diff-filter=ACMR", "-z", "--", "notebooks/*.ipynb"]
     names = subprocess.run(command, capture_output=True, check=True, cwd=REPOSITORY).stdout.decode().split("\0")
@@ -132,7 +141,7 @@ def _staged() -> Iterator[tuple[str, bytes]]:
 def main(arguments: list[str]) -> int:
     """Check the named notebooks (or the staged ones) and print what is wrong; exit code 1 if anything is."""
     files = _staged() if arguments == ["--staged"] else ((name, Path(name).read_bytes()) for name in arguments)
-    found = [f"{name}: {problem}" for name, raw in files for problem in problems(raw)]
+    found = [f"{name}: {problem}" for name, raw in files for problem in problems(raw, given_numbers(Path(name).stem))]
     print("\n".join(found), end="\n" if found else "")
     return 1 if found else 0
 

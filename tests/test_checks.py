@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedbone.errors import UserError
-from fedbone.teaching import machine
+from fedbone.teaching import checks, machine
 from fedbone.teaching.checks import ClaimError, budget, claim, claim_cpu_seconds, grade, outcome_of, peak_memory_gb
 
 
@@ -61,13 +61,17 @@ def test_grading(answer, solved, capsys):
 def test_the_budget_is_checked_and_the_peak_is_this_process(capsys, monkeypatch):
     for variable in ("FEDBONE_ROUNDS", "FEDBONE_DATA", "FEDBONE_PROFILE"):
         monkeypatch.delenv(variable, raising=False)
-    budget(time.perf_counter(), minutes=1, gigabytes=50)
-    assert "holds" in capsys.readouterr().out
+    monkeypatch.setitem(checks.CPU_BUDGETS_S, "00", 1e6)
+    budget("00", time.perf_counter(), gigabytes=50)
+    assert capsys.readouterr().out.count("holds") == 2
     block = bytearray(300_000_000)
     assert 0.3 < peak_memory_gb() < 50
     del block
-    with pytest.raises(ClaimError, match=r"0\.001 minutes"):
-        budget(time.perf_counter() - 1, minutes=0.001, gigabytes=50)
+    with pytest.raises(ClaimError, match="under 0.001 GB"):
+        budget("00", time.perf_counter(), gigabytes=0.001)
+    monkeypatch.setattr(machine, "slowness", lambda: 1.5)
+    with pytest.raises(ClaimError, match="at most 1e\\+06 CPU seconds, times 1.5"):
+        budget("00", time.perf_counter(), gigabytes=50, others_cpu_s=2e6)
 
 
 def test_the_outcome_tells_a_refusal_and_lets_other_errors_through() -> None:

@@ -16,7 +16,7 @@ from nbformat import v4
 
 from fedbone.teaching import testing, workbook
 from fedbone.teaching.setup import SET_UP_CELL
-from tests.notebook_guards import problems
+from tests.notebook_guards import given_numbers, problems
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -27,7 +27,19 @@ PNG = "iVBORw0KGgo="
 
 @every_notebook
 def test_guards(path):
-    assert problems(path.read_bytes()) == []
+    assert problems(path.read_bytes(), given_numbers(path.stem)) == []
+
+
+def test_every_chapter_says_where_the_reader_is_and_leads_to_the_others():
+    names = {path.stem[:2]: path.name for path in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        text = "".join(nbformat.read(path, as_version=4).cells[0].source)
+        line = next(line for line in text.splitlines() if line.startswith("*Where you are:*"))
+        steps = [part.strip() for part in line.removeprefix("*Where you are:*").split(" · ")]
+        assert len(steps) == len(names), path.name
+        for number, step in zip(names, steps, strict=True):
+            here = step.startswith(f"**{number} ") and step.endswith("**")
+            assert here if number == path.stem[:2] else step.endswith(f"]({names[number]})"), f"{path.name}: {step}"
 
 
 def text_output(text: str) -> nbformat.NotebookNode:

@@ -14,11 +14,21 @@ from fedbone.model.hrnet import build_for
 STEP_CPU_S = 0.06  # a step of the cpu profile where the limits were set: there chapter 03's training took 38 CPU s
 
 
-def slowness(steps: int = 40) -> float:
+def slowness(steps: int = 20) -> float:
     """How many times STEP_CPU_S a step (forward and backward) of the cpu profile takes here and now, at least 1.
 
-    The median of ``steps``, in CPU seconds of all threads: these grow beside other work too, as threads wait spinning.
+    The median of ``steps``, in CPU seconds of one thread: several would wait for each other spinning, and beside other
+    work that alone multiplies their CPU seconds.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return max(1.0, _median_step_s(steps) / STEP_CPU_S)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _median_step_s(steps: int) -> float:
     profile = get_profile("cpu")
     model, films = build_for(profile, len(COCO_JOINTS)), torch.rand(profile.batch, 1, profile.size_px, profile.size_px)
 
@@ -28,4 +38,4 @@ def slowness(steps: int = 40) -> float:
         return time.process_time() - begin
 
     step()  # the first one sets things up
-    return max(1.0, statistics.median(step() for _ in range(steps)) / STEP_CPU_S)
+    return statistics.median(step() for _ in range(steps))

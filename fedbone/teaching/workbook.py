@@ -30,7 +30,7 @@ from fedbone.environment import KERNEL, KERNEL_TITLE
 from fedbone.errors import UserError
 from fedbone.files import write_atomic
 from fedbone.progress import NOTE
-from fedbone.teaching import book
+from fedbone.teaching import book, claims, prose
 from fedbone.teaching.following import Follower, expected, variables
 
 NOTEBOOKS = config.REPOSITORY / "notebooks"
@@ -135,7 +135,7 @@ def build(notebooks: Path = NOTEBOOKS, results: Path | None = None, profile: str
         begin, follower = time.perf_counter(), Follower(note, chosen, _say)
         _say(f"[{number}/{len(paths)}] {path.name} ...", end=" ")
         try:
-            notebook = normalise(execute(path, {NOTE: str(note), **variables(profile)}, follower))
+            notebook = prose.bind(normalise(execute(path, {NOTE: str(note), **variables(profile)}, follower)))
         except CellFailure as failure:
             _say(f"FAILED after {time.perf_counter() - begin:.0f} s\n\n{failure}")
             return 1
@@ -147,6 +147,8 @@ def build(notebooks: Path = NOTEBOOKS, results: Path | None = None, profile: str
     if problem:
         _say(problem)
         return 1
+    if config.is_full_run() and not config.own_data():
+        claims.write([out / path.name for path in paths], build_dir / "claims.json")
     index = book.write_index(out, pages, json.loads(results.read_text(encoding="utf-8")))
     _say(f"Done in {time.time() - started:.0f} s. Read {index}; the figures are in {results}")
     return 0
@@ -180,7 +182,7 @@ def write_back(names: Sequence[str] = (), folder: Path = NOTEBOOKS) -> int:
         except CellFailure as failure:
             _say(f"FAILED, not written\n\n{failure}")
             return 1
-        write_atomic(path, _text(normalise(notebook)))
+        write_atomic(path, _text(prose.bind(normalise(notebook))))
         _say(f"written, {time.perf_counter() - begin:.0f} s")
     return 0
 
