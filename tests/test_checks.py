@@ -67,10 +67,10 @@ def test_the_budget_is_checked_and_the_peak_is_this_process(capsys, monkeypatch)
     block = bytearray(300_000_000)
     assert 0.3 < peak_memory_gb() < 50
     del block
-    with pytest.raises(ClaimError, match="under 0.001 GB"):
+    with pytest.raises(ClaimError, match=r"under 0\.001 GB"):
         budget("00", time.perf_counter(), gigabytes=0.001)
     monkeypatch.setattr(machine, "slowness", lambda: 1.5)
-    with pytest.raises(ClaimError, match="at most 1e\\+06 CPU seconds, times 1.5"):
+    with pytest.raises(ClaimError, match=r"at most 1e\+06 CPU seconds, times 1.5"):
         budget("00", time.perf_counter(), gigabytes=50, others_cpu_s=2e6)
 
 

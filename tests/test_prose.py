@@ -33,6 +33,9 @@ def found(text: str, given: dict[str, str] | None = None, **figures: str) -> lis
         "**7** of them",
         "**12 joints** are found",
         "at most 20 %",
+        "    code = 1\n\nand 3.7 px in the text",
+        "*Where:* 00 start · 10 evaluation\n\nIt errs by 3.7 px.",
+        "```\n1\n```\n3.7 px `x`",
     ],
 )
 def test_an_unbound_number_is_found(text):

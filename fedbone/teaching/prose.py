@@ -24,9 +24,9 @@ NUMBER = re.compile(
 )
 # what is not read as a statement: code, formulas, comments and marks, link targets, enumerators, the workbook's map
 _SILENT = re.compile(
-    r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|<!--=\w+-->.*?<!--/-->|<!--.*?-->|<[^>\n]+>|(?<=\])\([^)\n]*\)"
+    r"```[\s\S]*?```|`[^`\n]*`|\$\$[\s\S]*?\$\$|\$[^$\n]+\$|<!--=\w+-->.*?<!--/-->|<!--[\s\S]*?-->|<[^>\n]+>|(?<=\])\([^)\n]*\)"
     r"|^(?: {4}|\t).*$|^#+ +\d*[.)]?|^\s*(?:\*\*)?\d+\.(?:\*\*)?(?= )|^.*00 start.*10 evaluation.*$",
-    re.DOTALL | re.MULTILINE,
+    re.MULTILINE,
 )
 _NUMBERS = r"\d+(?:(?:,| to| and|,? or|–|-) ?\d+)*"
 _REFERENCE = re.compile(
