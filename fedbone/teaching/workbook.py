@@ -147,7 +147,7 @@ def build(notebooks: Path = NOTEBOOKS, results: Path | None = None, profile: str
     if problem:
         _say(problem)
         return 1
-    if config.is_full_run() and not config.own_data():
+    if notebooks == NOTEBOOKS and config.is_full_run() and not config.own_data():
         claims.write([out / path.name for path in paths], build_dir / "claims.json")
     index = book.write_index(out, pages, json.loads(results.read_text(encoding="utf-8")))
     _say(f"Done in {time.time() - started:.0f} s. Read {index}; the figures are in {results}")
