@@ -91,7 +91,7 @@ MISTAKES = {
     ),
     "released-counts": Mistake(
         "04",
-        "The hospital passes on every number that a job wrote, the number of its films among them.",
+        "The hospital passes on whatever a job wrote beside the agreed numbers, a count of patients for one.",
         "fedbone/engines/release.py",
         (
             ("or set(values) != set(self.names):", "or not set(values) >= set(self.names):"),
