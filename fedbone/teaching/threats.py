@@ -55,6 +55,8 @@ curious server | hospital sizes | reads the averaging weights | public constants
     test_dp.py::test_film_counts_are_no_weights
 curious server | labels | sees which joints a hospital labels | not defended | 05 | that list is public by design
     test_syft_workers.py::test_a_syft_hospital_says_what_it_labels_and_keeps_no_state
+malicious server | films | sends weights whose loading runs a program | safetensors, no pickle | 03 | what weights make a net do
+    test_vectors.py::test_foreign_checkpoints_are_refused
 malicious server | films | sends code that copies films | review, sandbox, checked outputs | 04 | what the numbers say
     test_release.py::test_nothing_is_released_of_other_files
 malicious server | films | crafts a model so that updates reveal | noise before sending | 06 | costs accuracy
@@ -106,12 +108,9 @@ def lit(chapter: str) -> Markdown:
     if chapter not in CHAPTERS:
         raise UserError("threat matrix", f"there is no chapter {chapter!r}", "Name one from '01' to '10'")
     own = [row for row in THREATS if row.chapter == chapter]
-    said = "No row of the threat matrix (chapter 00) belongs to this chapter.\n\n"
-    if own:
-        columns = ("row lit here", "goes for", "attempt", "defence", "remains", "tried in the test")
-        cells = [(f"{_mark(row)} {row.adversary}", *row[1:3], _defence(row), row.remains, _link(row)) for row in own]
-        said = as_table(columns, cells).data + "\n\n"
-    return Markdown(said + _so_far(chapter))
+    columns = ("row lit here", "goes for", "attempt", "defence", "remains", "tried in the test")
+    cells = [(f"{_mark(row)} {row.adversary}", *row[1:3], _defence(row), row.remains, _link(row)) for row in own]
+    return Markdown(f"{as_table(columns, cells).data}\n\n{_so_far(chapter)}")
 
 
 def _so_far(chapter: str) -> str:
