@@ -70,6 +70,10 @@ def test_the_budget_is_checked_and_the_peak_is_this_process(capsys, monkeypatch)
     with pytest.raises(ClaimError, match=r"under 0\.001 GB"):
         budget("00", time.perf_counter(), gigabytes=0.001)
     monkeypatch.setattr(machine, "slowness", lambda: 1.5)
+    monkeypatch.setattr(checks.psutil, "getloadavg", lambda: (0, 100.0, 0))
+    budget("00", time.perf_counter(), gigabytes=50, others_cpu_s=2e6)
+    assert "not checked, as other work" in capsys.readouterr().out
+    monkeypatch.setattr(checks.psutil, "getloadavg", lambda: (0, 0.0, 0))
     with pytest.raises(ClaimError, match=r"at most 1e\+06 CPU seconds, times 1.5"):
         budget("00", time.perf_counter(), gigabytes=50, others_cpu_s=2e6)
 

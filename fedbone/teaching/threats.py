@@ -55,7 +55,7 @@ curious server | hospital sizes | reads the averaging weights | public constants
     test_dp.py::test_film_counts_are_no_weights
 curious server | labels | sees which joints a hospital labels | not defended | 05 | that list is public by design
     test_syft_workers.py::test_a_syft_hospital_says_what_it_labels_and_keeps_no_state
-malicious server | films | sends weights whose loading runs a program | safetensors, no pickle | 03 | what weights make a net do
+malicious server | films | sends weights that run a program | safetensors, no pickle | 03 | what the weights do
     test_vectors.py::test_foreign_checkpoints_are_refused
 malicious server | films | sends code that copies films | review, sandbox, checked outputs | 04 | what the numbers say
     test_release.py::test_nothing_is_released_of_other_files
