@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from numbers import Integral
 
 import numpy as np
 import psutil
@@ -17,8 +20,6 @@ from fedbone.teaching.prose import FIGURES
 
 # CPU seconds for each chapter on a machine with machine.STEP_CPU_S
 CPU_BUDGETS_S = dict(zip((f"{n:02}" for n in range(11)), (5, 20, 60, 150, 60, 400, 90, 90, 90, 160, 145), strict=True))
-
-
 BUSY = 1.3  # runnable threads a core: a chapter by itself has at most one, and waiting makes CPU seconds grow
 
 
@@ -69,24 +70,43 @@ def _load_per_core() -> float:
 
 
 def grade(answer: Callable, cases: Sequence[tuple[tuple, object]], hint: str) -> bool:
-    """Try the reader's function on ``cases`` of (arguments, expected value) and say what happened; True when all agree.
+    """Try the reader's function on ``cases`` of (arguments, expected value), show the first failure; True without one.
 
-    An unfinished exercise returns None or ``...``. Numbers and arrays are compared to a relative 1e-6.
+    An unfinished exercise returns None or ``...``. Each case gets copies of its arguments. Whole numbers are compared
+    exactly, other numbers and arrays to a relative 1e-6.
     """
-    for arguments, expected in cases:
+    for number, (arguments, expected) in enumerate(cases, 1):
+        name = answer.__name__ if getattr(answer, "__name__", "").isidentifier() else "your function"
+        tried = f"not yet, case {number} of {len(cases)}: {name}({', '.join(map(_short, arguments))})"
         try:
-            value = answer(*arguments)
+            value = answer(*copy.deepcopy(arguments))
         except Exception as error:  # the reader's code may fail in any way, and the notebook goes on
-            print(f"not yet: {type(error).__name__}: {error}. Hint: {hint}")
+            print(f"{tried}\n  stopped with {type(error).__name__}: {error}\nHint: {hint}")
             return False
         if value is None or value is Ellipsis:
             print(f"not solved yet. Hint: {hint}")
             return False
         if not _same(value, expected):
-            print(f"not yet: one of the hidden cases differs. Hint: {hint}")
+            print(f"{tried}\n  came     {_short(value)}\n  expected {_short(expected)}\nHint: {hint}")
             return False
     print("solved: all cases agree")
     return True
+
+
+def predicted(guess: object, answer: object, unit: str = "") -> None:
+    """Print the reader's guess beside the answer, with a word of judgement.
+
+    Words are right or wrong. A number is close within a tenth of the larger of the two, near within a half.
+    """
+    if isinstance(answer, str):
+        print(f"you said {guess}: {'right' if guess == answer else f'it was {answer}'}")
+        return
+    guess, answer = float(guess), float(answer)
+    off, largest = abs(guess - answer), max(abs(guess), abs(answer))
+    words = {0.0: "right", 0.1: "close", 0.5: "near", math.inf: "far off: what did you not think of?"}
+    verdict = next(word for share, word in words.items() if off <= share * largest or share == math.inf)
+    with_unit = f" {unit}" if unit else ""
+    print(f"you said {guess:g}{with_unit}, it was {answer:.3g}{with_unit}: {verdict}")
 
 
 def outcome_of(action: Callable, *arguments: object, **options: object) -> str:
@@ -99,13 +119,49 @@ def outcome_of(action: Callable, *arguments: object, **options: object) -> str:
 
 
 def _same(value: object, expected: object) -> bool:
-    if isinstance(expected, (str, bool, set)):
-        return value == expected
+    """Whether two values are equal, whatever mix of Python's, NumPy's and torch's own types they come in."""
+    if isinstance(expected, (Set, str)):
+        kind = Set if isinstance(expected, Set) else str
+        return isinstance(value, kind) and value == expected
     try:
-        value, expected = np.asarray(value, dtype=np.float64), np.asarray(expected, dtype=np.float64)
-    except (TypeError, ValueError):
+        value, expected = np.asarray(value), np.asarray(expected)
+        if value.shape != expected.shape or value.dtype.kind in "SU":  # numpy would read the text "4" as a number
+            return False
+        if all(isinstance(number, (Integral, np.bool_)) for number in (*value.flat, *expected.flat)):
+            return bool((value == expected).all())
+        value, expected = value.astype(np.float64), expected.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
         return False
-    return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+    return np.allclose(value, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def _short(value: object) -> str:
+    """A value in at most 160 characters, the same text for Python's and NumPy's types."""
+    text = _text(value)
+    return text if len(text) <= 160 else f"{text[:100]} ... {text[-50:]}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, np.ndarray) and value.ndim:
+        shape = f", shape {value.shape}" if value.size > 8 else ""
+        with np.printoptions(threshold=8, edgeitems=3, precision=6):
+            return f"array({' '.join(str(value).split())}{shape})"
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.item()
+    if isinstance(value, float):
+        return f"{value:.8g}"
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(value) if abs(value) < 10**100 else f"a whole number of {int(value).bit_length()} bits"
+    if isinstance(value, (list, tuple, Set)):
+        parts = [_short(part) for part in (sorted(value, key=repr) if isinstance(value, Set) else value[:10])]
+        inside = ", ".join(parts + ["..."] * (len(value) > len(parts)))
+        if isinstance(value, Set):
+            return f"{{{inside}}}" if parts else "set()"
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    try:
+        return repr(value)
+    except Exception:  # a class of the reader's own, half written
+        return f"a {type(value).__name__}"
 
 
 def budget(chapter: str, started: float, gigabytes: float, *, others_cpu_s: float = 0.0) -> None:
