@@ -19,7 +19,7 @@ from fedbone.errors import UserError
 from fedbone.teaching.prose import FIGURES
 
 # CPU seconds for each chapter on a machine with machine.STEP_CPU_S
-CPU_BUDGETS_S = dict(zip((f"{n:02}" for n in range(11)), (5, 20, 60, 150, 60, 400, 90, 90, 90, 160, 145), strict=True))
+CPU_BUDGETS_S = dict(zip((f"{n:02}" for n in range(11)), (5, 20, 60, 150, 60, 200, 90, 90, 90, 60, 45), strict=True))
 BUSY = 1.3  # runnable threads a core: a chapter by itself has at most one, and waiting makes CPU seconds grow
 
 
