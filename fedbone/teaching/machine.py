@@ -11,7 +11,8 @@ from fedbone.config import get_profile
 from fedbone.imaging.coco import COCO_JOINTS
 from fedbone.model.hrnet import build_for
 
-STEP_CPU_S = 0.035  # where the limits were set: chapter 03's training took 38 CPU s there, and 78 where a step takes 0.072
+# Where the limits were set chapter 03's training took 38 CPU seconds; it took 78 where such a step took 0.072.
+STEP_CPU_S = 0.035
 
 
 def slowness(steps: int = 20) -> float:
