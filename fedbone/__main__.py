@@ -34,7 +34,9 @@ def run_notebooks(args: argparse.Namespace) -> int:
     from fedbone.teaching import workbook
     from fedbone.teaching.exercises import SOLUTIONS
 
-    return workbook.write_back(args.names) or workbook.write_back([name[:2] for name in args.names], SOLUTIONS)
+    return workbook.write_back(args.names) or workbook.write_back(
+        [Path(name).name[:2] for name in args.names], SOLUTIONS
+    )
 
 
 def run_test(args: argparse.Namespace) -> int:
