@@ -30,10 +30,13 @@ def run_workbook(args: argparse.Namespace) -> int:
 
 
 def run_notebooks(args: argparse.Namespace) -> int:
-    """Execute every notebook and write the outputs back into notebooks/."""
+    """Execute every notebook and every solution and write the outputs back into notebooks/."""
     from fedbone.teaching import workbook
+    from fedbone.teaching.exercises import SOLUTIONS
 
-    return workbook.write_back(args.names)
+    return workbook.write_back(args.names) or workbook.write_back(
+        [Path(name).name[:2] for name in args.names], SOLUTIONS
+    )
 
 
 def run_test(args: argparse.Namespace) -> int:

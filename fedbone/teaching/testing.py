@@ -8,6 +8,7 @@ import time
 
 from fedbone import config
 from fedbone.teaching import workbook
+from fedbone.teaching.exercises import SOLUTIONS
 
 ROUNDS = "4"  # enough that every cell works; claims about the full training are checked by make run
 CELL_SECONDS = 600
@@ -19,8 +20,8 @@ TWO_PROCESSES = ("-n", "2", "--dist", "loadscope")
 
 
 def test() -> int:
-    """Unit tests, then every notebook against its stored results; the exit code."""
-    notebooks = [str(path) for path in workbook.chapters()]
+    """Unit tests, then every notebook and every solution against its stored results; the exit code."""
+    notebooks = [str(path) for folder in (workbook.NOTEBOOKS, SOLUTIONS) for path in workbook.chapters(folder)]
     stored = pytest(*NBVAL, *TWO_PROCESSES, *notebooks)
     return _steps(
         ("unit tests", pytest("-m", "not slow and not release", *TWO_PROCESSES, str(TESTS)), environment()),
