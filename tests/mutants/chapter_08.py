@@ -29,7 +29,6 @@ WRONG = {
         "does not touch it": lambda c, more, n: c,
         "modulo n": lambda c, more, n: c * blinded(more, n) % n,
         "a new ciphertext": lambda c, more, n: blinded(1 + more, n),
-        "the counter's neighbour": lambda c, more, n: c * blinded(more << 20, n) % n**2,
     },
     "difference": {
         "subtracts the ciphertexts": lambda c1, c2, n: (c1 - c2) // n,
