@@ -88,7 +88,8 @@ def ledger(*findings: Finding) -> None:
     data = [_data(finding) for finding in findings if not finding.skipped]
     note = "" if len(data) == len(findings) else "\n\nNot checked in a short run or on own films: some of these."
     text = table(("claim or defect", "verdict", "what we found", "figure", "seed spread"), rows) + note
-    display({"text/markdown": text, "text/plain": text}, raw=True, metadata={FINDINGS: data})
+    plain = f"claims ledger: {', '.join(finding.id for finding in findings)}"
+    display({"text/markdown": text, "text/plain": plain}, raw=True, metadata={FINDINGS: data})
 
 
 def _data(finding: Finding) -> dict:
