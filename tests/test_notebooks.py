@@ -116,10 +116,10 @@ def test_the_bytes_of_a_picture_are_not_searched_for_paths():
 def test_the_hook_refuses_staged_own_films(tmp_path):
     repository = tmp_path / "clone"
     for name in ("tests/notebook_guards.py", "fedbone/__init__.py", "fedbone/teaching/__init__.py",
-                 "fedbone/teaching/setup.py", ".githooks/pre-commit"):  # fmt: skip
+                 "fedbone/teaching/setup.py", "fedbone/teaching/prose.py", "notebooks/given_numbers.json",
+                 ".githooks/pre-commit"):  # fmt: skip
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, repository / name)
-    (repository / "notebooks").mkdir()
     path = repository / "notebooks" / "00_a.ipynb"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
