@@ -217,6 +217,7 @@ def test_what_a_job_sees(site, tmp_path):
     words = seen.pop("environment")
     scratch = words["HOME"]
     assert words.pop("LC_CTYPE", "C.UTF-8") == "C.UTF-8"  # which Python may add
+    assert words.pop("GOMP_SPINCOUNT") == "2000"  # by the job's own import of fedbone
     assert words == {
         **{"PATH": "/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
         **{"PYTHONPATH": f"{scratch}/lib", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
